@@ -122,16 +122,27 @@ class SweepReplay:
 def main() -> None:
     """Record curves, or replay recorded ones and print the costs of the modes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", type=Path, metavar="SWEEP_FOLDER", help="write --curves from this sweep and stop")
-    parser.add_argument("--curves", type=Path, default=CURVES)
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--share", type=float, default=0.75, help="of the recorded configurations in each seed's sweep")
-    parser.add_argument("--start-seconds", type=float, default=1.0, help="before the first epoch of each stretch")
-    parser.add_argument("--grace-period", type=int, default=1)
-    parser.add_argument("--reduction-factor", type=float, default=3)
-    parser.add_argument("--brackets", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="write all figures there, as JSON")
+    parser.add_argument(
+        "--record", type=Path, metavar="SWEEP_FOLDER", help="write --curves from the trials of this sweep, and exit"
+    )
+    parser.add_argument("--curves", type=Path, default=CURVES, help="file of recorded learning curves")
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16], help="numbers of slots to simulate")
+    parser.add_argument("--seeds", type=int, default=100, help="number of simulated sweeps; default: %(default)s")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.75,
+        help="fraction of the recorded configurations in each sweep; default: %(default)s",
+    )
+    parser.add_argument(
+        "--start-seconds", type=float, default=1.0, help="cost of starting or resuming a trial; default: %(default)s"
+    )
+    parser.add_argument("--grace-period", type=int, default=1, help="grace_period of ASHA; default: %(default)s")
+    parser.add_argument(
+        "--reduction-factor", type=float, default=3, help="reduction_factor of ASHA; default: %(default)s"
+    )
+    parser.add_argument("--brackets", type=int, default=1, help="brackets of ASHA; default: %(default)s")
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     if given.record:
         print(f"{record_curves(given.record, given.curves)} curves in {given.curves}")
@@ -244,7 +255,7 @@ def summarise(replays: Mapping[str, Sequence[SweepReplay]]) -> dict[str, Any]:
                 "slot_s": compute_mean([each.steps[-1].slot_s for each in runs]),
                 "epochs": compute_mean([len(each.steps) for each in runs]),
                 "complete": compute_mean([sum(step.epoch == each.max_epochs for step in each.steps) for each in runs]),
-                "stretches": compute_mean([each.num_segments for each in runs]),
+                "segments": compute_mean([each.num_segments for each in runs]),
                 "regret_mm": compute_mean([each.regrets_mm[each.steps[-1].pick] for each in runs]),
             }
             for name, runs in replays.items()
@@ -283,14 +294,17 @@ def format_table(num_slots: int, figures: Mapping[str, Any]) -> str:
     lines = [f"{num_slots} slot(s)", "", _format_row("regret of the pick, mm, at slot-seconds", map(str, _BUDGETS))]
     for name, by_budget in figures["regret_mm"].items():
         lines.append(_format_row(name, (_format_cell(by_budget[budget], 2) for budget in _BUDGETS)))
-    lines += ["", _format_row("slot-seconds to a trained trial within", (f"{regret:g} mm" for regret in _REGRETS_MM))]
+    lines += [
+        "",
+        _format_row("slot-seconds until a full trial is within", (f"{regret:g} mm" for regret in _REGRETS_MM)),
+    ]
     for name, by_regret in figures["cost_slot_s"].items():
         lines.append(_format_row(name, (_format_cell(by_regret[regret]["slot_s"], 0) for regret in _REGRETS_MM)))
         lines.append(_format_row("  reached in", (f"{by_regret[regret]['reached']:.0%}" for regret in _REGRETS_MM)))
         if name != "stop":
             cells = (_format_cell(by_regret[regret]["over_stop"], 2) for regret in _REGRETS_MM)
-            lines.append(_format_row("  times the cost of stop, where both do", cells))
-    columns = ("slot_s", "epochs", "complete", "stretches", "regret_mm")
+            lines.append(_format_row("  cost relative to stop, if both reach it", cells))
+    columns = ("slot_s", "epochs", "complete", "segments", "regret_mm")
     lines += ["", _format_row("the whole sweep", columns)]
     for name, whole in figures["whole_sweep"].items():
         lines.append(

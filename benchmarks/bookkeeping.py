@@ -135,8 +135,10 @@ def _compute_loss(segment: TrialSegment, epoch: int) -> float:
 def main() -> None:
     """Print a table of trials, restore times and costs per report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--trials", type=int, default=10_000, help="number of trials of the sweep; default: %(default)s"
+    )
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     rows = []
     print(f"{'trials':>8}{'reports':>9}{'restored in s':>15}{'report ms, median':>19}{'99 %':>8}{'most':>8}")

@@ -89,6 +89,9 @@ def _sum_over_workers(part: float) -> float:
 
 def main() -> None:
     """Start or resume the sweep."""
+    if len(sys.argv) < 2 or {"-h", "--help"} & {*sys.argv}:
+        print(__doc__)
+        return
     folder, given = Path(sys.argv[1]).resolve(), sys.argv[2:]
     # Otherwise a worker would import everything that this file imports.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -73,16 +73,42 @@ class SweepKind(NamedTuple):
 def main() -> None:
     """Fabricate sweeps, judge their claims, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=100)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--truths", nargs="+", choices=("noise", "effects"), default=["noise", "effects"])
-    parser.add_argument("--spaces", nargs="+", choices=SPACE_NAMES, default=list(SPACE_NAMES))
-    parser.add_argument("--searchers", nargs="+", choices=list(_SEARCHERS), default=list(_SEARCHERS))
-    parser.add_argument("--schedulers", nargs="+", choices=list(_SCHEDULERS), default=list(_SCHEDULERS))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--sweeps", type=Path, help="where fabricated sweeps are kept")
-    parser.add_argument("--kept-only", action="store_true", help="judge the sweeps that are there, and make no others")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--repetitions", type=int, default=100, help="number of sweeps for each combination; default: %(default)s"
+    )
+    parser.add_argument("--trials", type=int, default=40, help="number of trials of each sweep; default: %(default)s")
+    parser.add_argument(
+        "--truths",
+        nargs="+",
+        choices=("noise", "effects"),
+        default=["noise", "effects"],
+        help="what matters in the sweeps: nothing (noise), or three parameters (effects)",
+    )
+    parser.add_argument(
+        "--spaces",
+        nargs="+",
+        choices=SPACE_NAMES,
+        default=list(SPACE_NAMES),
+        help="search spaces, files in search_spaces/",
+    )
+    parser.add_argument(
+        "--searchers",
+        nargs="+",
+        choices=list(_SEARCHERS),
+        default=list(_SEARCHERS),
+        help="searchers to combine with each space",
+    )
+    parser.add_argument(
+        "--schedulers",
+        nargs="+",
+        choices=list(_SCHEDULERS),
+        default=list(_SCHEDULERS),
+        help="schedulers to combine with each space",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="number of processes; default: %(default)s")
+    parser.add_argument("--sweeps", type=Path, help="folder in which the fabricated sweeps are kept")
+    parser.add_argument("--kept-only", action="store_true", help="evaluate only the sweeps that exist in --sweeps")
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     cells = [
         SweepKind(truth, space, searcher, scheduler)

@@ -279,13 +279,23 @@ class ClusterDrill:
 def main() -> None:
     """Run the drill and print the results. The exit status is 1 if anything was lost, repeated or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--nodes", type=int, default=3, help="beside the head, to begin with")
-    parser.add_argument("--cpus", type=int, default=2, help="of each node, and so many workers at a time")
-    parser.add_argument("--workers", type=int, default=1, help="of each trial")
-    parser.add_argument("--epoch-s", type=float, default=1.0, help="more where starting a node takes long")
-    parser.add_argument("--namespaces", action="store_true", help="each node in a network of its own; needs root")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--trials", type=int, default=60, help="number of trials; default: %(default)s")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=3,
+        help="number of nodes at the start, in addition to the head; default: %(default)s",
+    )
+    parser.add_argument("--cpus", type=int, default=2, help="cores of each node; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=1, help="workers of each trial; default: %(default)s")
+    parser.add_argument(
+        "--epoch-s",
+        type=float,
+        default=1.0,
+        help="duration of an epoch in seconds; increase it if nodes start slowly; default: %(default)s",
+    )
+    parser.add_argument("--namespaces", action="store_true", help="give each node a network of its own; needs root")
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     if given.namespaces and os.geteuid():
         sys.exit("error: --namespaces makes networks, which only root may")
@@ -355,10 +365,10 @@ def count_events(events: Sequence[Event]) -> dict[str, int]:
         "trials": len(lr),
         "trained_to_the_end": sum(event.epoch == EPOCHS for event in reports),
         "reports": len(reports),
-        "stretches_lost_with_their_node": sum(event.kind == "lost" for event in failures),
-        "stretches_taken_away_with_their_node": sum(event.kind == "preempted" for event in failures),
-        "stretches_failed_on_the_broken_node": sum(event.node == _BROKEN_NODE for event in failures),
-        "nodes_set_aside": sum(isinstance(event, NodeQuarantined) for event in events),
+        "segments_lost_with_their_node": sum(event.kind == "lost" for event in failures),
+        "segments_preempted_with_their_node": sum(event.kind == "preempted" for event in failures),
+        "segments_failed_on_the_broken_node": sum(event.node == _BROKEN_NODE for event in failures),
+        "nodes_quarantined": sum(isinstance(event, NodeQuarantined) for event in events),
         "trials_given_up": sum(not event.retry for event in failures),
         "reports_from_the_node_that_joined": sum(event.node == _JOINED_NODE for event in reports),
         "epochs_trained_again": sum(_list_repeated_epochs(events)),

@@ -84,11 +84,24 @@ class ConfirmationCase(NamedTuple):
 def main() -> None:
     """Simulate every case, and print the worst of each group."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=2000)
-    parser.add_argument("--configurations", type=int, nargs="+", default=[2, 3, 4, 6, 8, 11])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5])
-    parser.add_argument("--seed", type=int, default=0, help="of the simulation")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--repetitions",
+        type=int,
+        default=2000,
+        help="number of simulated confirmations for each case; default: %(default)s",
+    )
+    parser.add_argument(
+        "--configurations",
+        type=int,
+        nargs="+",
+        default=[2, 3, 4, 6, 8, 11],
+        help="numbers of configurations to simulate",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[2, 3, 4, 5], help="numbers of training seeds to simulate"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the simulation; default: %(default)s")
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     rows = []
     for index, case in enumerate(list_cases(given.configurations, given.seeds)):

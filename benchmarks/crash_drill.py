@@ -89,10 +89,14 @@ class RoundResult:
 def main() -> None:
     """Run rounds until there were as many kills as requested. The exit status is 1 if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--driver-kills", type=int, default=20)
-    parser.add_argument("--worker-kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--driver-kills", type=int, default=20, help="how often a driver is killed; default: %(default)s"
+    )
+    parser.add_argument(
+        "--worker-kills", type=int, default=20, help="how often a worker is killed; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments; default: %(default)s")
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     generator = random.Random(given.seed)
     rounds: list[RoundResult] = []

@@ -322,16 +322,29 @@ def _set_root(config: DictConfig, root: Path, folder: Path) -> DictConfig:
 def main() -> None:
     """Print both tables and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-size", type=int, nargs="+", default=[224])
-    parser.add_argument("--images", type=int, default=256, help="drawn hands for training")
-    parser.add_argument("--root", type=Path, help="a data set in FreiHAND_pub_v2's layout, instead of drawn hands")
-    parser.add_argument("--copies", type=int, default=16, help="of every image, where memory is measured")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=20, help="of a run")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--parts", nargs="+", choices=["loaders", "memory"], default=["loaders", "memory"])
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "data.json")
+    parser.add_argument("--image-size", type=int, nargs="+", default=[224], help="sides of the images in pixels")
+    parser.add_argument("--images", type=int, default=256, help="number of synthetic hands; default: %(default)s")
+    parser.add_argument(
+        "--root", type=Path, help="a data set in the layout of FreiHAND_pub_v2, instead of synthetic hands"
+    )
+    parser.add_argument(
+        "--copies", type=int, default=16, help="copies of every image for the memory measurement; default: %(default)s"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="images per batch; default: %(default)s")
+    parser.add_argument("--batches", type=int, default=20, help="batches per run; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each loader; default: %(default)s")
+    parser.add_argument(
+        "--processes", type=int, default=4, help="processes of the memory measurement; default: %(default)s"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=["loaders", "memory"], default=["loaders", "memory"], help="what to measure"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=REPOSITORY / "benchmarks" / "results" / "data.json",
+        help="file for the figures, as JSON; default: %(default)s",
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {"repeats": given.repeats, "batch_size": given.batch_size, "loaders": [], "memory": []}

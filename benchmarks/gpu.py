@@ -118,13 +118,22 @@ def measure_row(
 def main() -> None:
     """Print a table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", nargs="+", default=["efficientnet_b4", "mobilenetv3_small_100"])
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--steps", type=int, default=30, help="of a run")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "gpu.json")
+    parser.add_argument(
+        "--encoder", nargs="+", default=["efficientnet_b4", "mobilenetv3_small_100"], help="encoders to measure"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images per batch; default: %(default)s")
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of processes that share the GPU"
+    )
+    parser.add_argument("--steps", type=int, default=30, help="training steps per run; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side; default: %(default)s")
+    parser.add_argument("--rehearse", action="store_true", help="run a tiny version on the CPU")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=REPOSITORY / "benchmarks" / "results" / "gpu.json",
+        help="file for the figures, as JSON; default: %(default)s",
+    )
     given = parser.parse_args()
     if not (given.rehearse or torch.cuda.is_available()):
         sys.exit("benchmarks/gpu.py needs a GPU that torch can use, and this machine has none; --rehearse runs without")

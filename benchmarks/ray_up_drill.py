@@ -55,9 +55,11 @@ _SMALL = (
 def main() -> None:
     """Run the drill. The exit status is 1 if a host ran no trial, the sweep is incomplete, or Ray is still running."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--wheels", type=Path, help="folder of wheels for requirements.txt; downloaded without it")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--trials", type=int, default=40, help="number of trials; default: %(default)s")
+    parser.add_argument(
+        "--wheels", type=Path, help="folder of wheels for requirements.txt; default: they are downloaded"
+    )
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     missing = [name for name in _PROGRAMS if shutil.which(name) is None]
     if missing or os.getuid() != 0:

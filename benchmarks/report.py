@@ -252,11 +252,18 @@ def print_to_pdf(browser: Browser, file: Path) -> bytes:
 def main() -> None:
     """Measure, and print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--runs", type=int, default=5, help="times it is opened; the median counts")
-    parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser; none: it is not opened")
-    parser.add_argument("--pictures", type=Path, metavar="DIR")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--trials", type=int, default=1000, help="number of trials of the sweep; default: %(default)s")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=5,
+        help="how often the report is opened; the table has the median; default: %(default)s",
+    )
+    parser.add_argument(
+        "--chromium", default=shutil.which("chromium"), help="path of Chromium; without it the report is not opened"
+    )
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="folder for screenshots and a PDF")
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "sweep"

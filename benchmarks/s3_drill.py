@@ -88,9 +88,16 @@ class DriverRun:
 def main() -> None:
     """Run the drill. The exit status is 1 if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moto", default=sys.executable, metavar="PYTHON", help="that has moto[server]")
-    parser.add_argument("--outage-s", type=float, default=25.0)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--moto", default=sys.executable, metavar="PYTHON", help="path of a Python that has moto[server]"
+    )
+    parser.add_argument(
+        "--outage-s",
+        type=float,
+        default=25.0,
+        help="duration of each outage of the store in seconds; default: %(default)s",
+    )
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     if subprocess.run([given.moto, "-c", "import moto.server"], capture_output=True).returncode:
         sys.exit(

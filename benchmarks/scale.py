@@ -65,15 +65,33 @@ _NUM_PROPOSALS = 15
 def main() -> None:
     """Measure the parts and print a table of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=list(_PARTS), default=list(_PARTS))
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000, 10_000], help="of driver and sampler")
-    parser.add_argument("--wide-slots", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--wide-reports", type=int, default=100_000)
-    parser.add_argument("--ray-sizes", type=int, nargs="*", default=[10, 100, 1000], help="10000 takes long")
-    parser.add_argument("--plain-sizes", type=int, nargs="*", default=[10, 100], help="1000 takes half an hour")
-    parser.add_argument("--slots", type=int, default=2, help="of Ray")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=list(_PARTS), default=list(_PARTS), help="what to measure")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[10, 100, 1000, 10_000],
+        help="numbers of trials for the parts driver and sampler",
+    )
+    parser.add_argument(
+        "--wide-slots", type=int, nargs="+", default=[10, 100, 1000], help="numbers of slots for the part wide"
+    )
+    parser.add_argument(
+        "--wide-reports", type=int, default=100_000, help="number of reports for the part wide; default: %(default)s"
+    )
+    parser.add_argument(
+        "--ray-sizes", type=int, nargs="*", default=[10, 100, 1000], help="numbers of trials with Ray; 10000 takes long"
+    )
+    parser.add_argument(
+        "--plain-sizes",
+        type=int,
+        nargs="*",
+        default=[10, 100],
+        help="numbers of trials with plain Tune; 1000 takes half an hour",
+    )
+    parser.add_argument("--slots", type=int, default=2, help="slots of Ray; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each measurement; default: %(default)s")
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     results = {}
     for part in given.parts:

@@ -90,12 +90,18 @@ def main() -> None:
     """Replay many sweeps for each case, pick with both methods, and print the quality of the picks."""
     confirm = compose("tune", []).sweep.confirm
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=200)
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.8], help="of a seed, in mm")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200], help="in trainings to the end")
-    parser.add_argument("--top-k", type=int, default=confirm.top_k)
-    parser.add_argument("--seeds", type=int, default=confirm.seeds)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--repetitions", type=int, default=200, help="number of simulated sweeps for each case; default: %(default)s"
+    )
+    parser.add_argument(
+        "--noise", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.8], help="standard deviations between seeds, in mm"
+    )
+    parser.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200], help="budgets, in full trainings")
+    parser.add_argument("--top-k", type=int, default=confirm.top_k, help="number of finalists; default: %(default)s")
+    parser.add_argument(
+        "--seeds", type=int, default=confirm.seeds, help="number of new seeds of each finalist; default: %(default)s"
+    )
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     pool, max_epochs = read_curves(CURVES)
     cases = [

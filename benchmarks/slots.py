@@ -61,15 +61,21 @@ class SlotTimeAccount(NamedTuple):
 def main() -> None:
     """Measure both sides in turns, and print how their slot-seconds were spent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-trials", type=int, default=24)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=15, help="of an epoch")
-    parser.add_argument("--slots", type=int, default=count_cores(), help="trials at a time, one core each")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--schedulers", nargs="+", choices=["fifo", "asha"], default=["fifo", "asha"])
-    parser.add_argument("--preflight", choices=["off", "brief"], default="off", help="of our side")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("overrides", nargs="*", help="of tune.py, for both sides: key=value")
+    parser.add_argument("--num-trials", type=int, default=24, help="number of trials; default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs per trial; default: %(default)s")
+    parser.add_argument("--batches", type=int, default=15, help="batches per epoch; default: %(default)s")
+    parser.add_argument(
+        "--slots", type=int, default=count_cores(), help="trials at a time, with one core each; default: %(default)s"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side; default: %(default)s")
+    parser.add_argument(
+        "--schedulers", nargs="+", choices=["fifo", "asha"], default=["fifo", "asha"], help="schedulers to measure"
+    )
+    parser.add_argument(
+        "--preflight", choices=["off", "brief"], default="off", help="sweep.preflight of our side; default: %(default)s"
+    )
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
+    parser.add_argument("overrides", nargs="*", help="overrides of tune.py for both sides, KEY=VALUE")
     given = parser.parse_args()
     shared = [
         *ON_CPU,

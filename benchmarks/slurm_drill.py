@@ -84,12 +84,28 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 def main() -> None:
     """Run the drill. The exit status is 1 if it took fewer than three jobs, or anything was lost, repeated or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--wall-time", default="00:04:00", help="Slurm may warn a minute early")
-    parser.add_argument("--warning-s", type=int, default=40)
-    parser.add_argument("--limit-s", type=float, default=3600.0, help="then the drill has failed")
-    parser.add_argument("--nodes", type=int, default=1, help="more than one are hosts with networks of their own")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--trials", type=int, default=100, help="number of trials; default: %(default)s")
+    parser.add_argument(
+        "--wall-time",
+        default="00:04:00",
+        help="wall time of each job; Slurm may warn a minute early; default: %(default)s",
+    )
+    parser.add_argument(
+        "--warning-s",
+        type=int,
+        default=40,
+        help="seconds between the warning and the end of the wall time; default: %(default)s",
+    )
+    parser.add_argument(
+        "--limit-s", type=float, default=3600.0, help="seconds after which the drill has failed; default: %(default)s"
+    )
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=1,
+        help="number of nodes; with more than one, each is a host with a network of its own; default: %(default)s",
+    )
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("ended"))
     missing = [name for name in _DAEMONS if shutil.which(name, path=_make_path_variable()) is None]
@@ -213,7 +229,7 @@ def _run_drill(slurm: LocalSlurm, given: argparse.Namespace) -> dict[str, Any]:
         "nodes that reported": len({event.node for event in reports}),
         "nodes lost": len(re.findall(r"node \S+ is gone: ", text)),
         "nodes that joined": len(re.findall(r"node \S+ has joined", text)),
-        "stretches lost with them": sum(isinstance(each, SegmentFailed) and each.kind == "lost" for each in events),
+        "segments lost with them": sum(isinstance(each, SegmentFailed) and each.kind == "lost" for each in events),
         "jobs": text.count("job: queued again") + 1,
         "seconds": round(time.monotonic() - began),
         "trials": given.trials,

@@ -279,16 +279,27 @@ def print_row(row: dict[str, Any]) -> None:
 def main() -> None:
     """Print a table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", nargs="+", default=["mobilenetv3_small_100"])
-    parser.add_argument("--image-size", type=int, nargs="+", default=[96, 224])
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--precision", nargs="+", choices=["32-true", "bf16-mixed"], default=["32-true"])
+    parser.add_argument("--encoder", nargs="+", default=["mobilenetv3_small_100"], help="encoders to measure")
+    parser.add_argument("--image-size", type=int, nargs="+", default=[96, 224], help="sides of the images in pixels")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per batch; default: %(default)s")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=["32-true", "bf16-mixed"],
+        default=["32-true"],
+        help="values of trainer.precision",
+    )
     parser.add_argument("--compile", nargs="+", default=["null"], help="values of model.compile")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=25, help="of a run")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--override", nargs="*", default=[], help="of the configuration, KEY=VALUE")
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "throughput.json")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=25, help="training steps per run; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=9, help="runs of each side; default: %(default)s")
+    parser.add_argument("--override", nargs="*", default=[], help="overrides of the configuration, KEY=VALUE")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=REPOSITORY / "benchmarks" / "results" / "throughput.json",
+        help="file for the figures, as JSON; default: %(default)s",
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(f"{format_machine()}; {given.threads} thread(s), batches of {given.batch_size}; images/s")

@@ -99,18 +99,28 @@ class SweepCourse(NamedTuple):
 def main() -> None:
     """Run every method with every seed, in real training or on recorded curves, and print the cost of the target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replay", action="store_true", help="recorded learning curves instead of training")
-    parser.add_argument("--seeds", type=int, help="default: 5, or 100 replayed")
-    parser.add_argument("--slots", type=int, help="default: one a core, or 4 replayed")
-    parser.add_argument("--random-trials", type=int, help="default: 16, or 32 replayed")
-    parser.add_argument("--num-trials", type=int, default=24, help="of the other methods; replayed: all there are")
-    parser.add_argument("--epochs", type=int, default=9, help="replayed: as recorded")
-    parser.add_argument("--batches", type=int, default=14, help="of an epoch")
+    parser.add_argument("--replay", action="store_true", help="replay recorded learning curves instead of training")
+    parser.add_argument("--seeds", type=int, help="number of seeds; default: 5, or 100 with --replay")
+    parser.add_argument("--slots", type=int, help="trials at a time; default: the number of cores, or 4 with --replay")
+    parser.add_argument("--random-trials", type=int, help="trials of random search; default: 16, or 32 with --replay")
     parser.add_argument(
-        "--start-seconds", type=float, default=1.0, help="replayed: before the first epoch of a stretch"
+        "--num-trials",
+        type=int,
+        default=24,
+        help="trials of the other methods; default: %(default)s; with --replay: all recorded configurations",
     )
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("overrides", nargs="*", help="of tune.py, for all methods: key=value")
+    parser.add_argument(
+        "--epochs", type=int, default=9, help="epochs per trial; default: %(default)s; with --replay: as recorded"
+    )
+    parser.add_argument("--batches", type=int, default=14, help="batches per epoch; default: %(default)s")
+    parser.add_argument(
+        "--start-seconds",
+        type=float,
+        default=1.0,
+        help="with --replay: cost of starting or resuming a trial; default: %(default)s",
+    )
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
+    parser.add_argument("overrides", nargs="*", help="overrides of tune.py for all methods, KEY=VALUE")
     given = parser.parse_args()
     given.seeds = given.seeds or (100 if given.replay else 5)
     given.random_trials = given.random_trials or (32 if given.replay else 16)

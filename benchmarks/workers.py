@@ -37,10 +37,20 @@ _SMALL = (
 def main() -> None:
     """Run all sides in both precisions and print their metrics."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=12, help="in single precision; in double there is one")
-    parser.add_argument("--hands", type=int, default=1200, help="to train and validate on, in single precision")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds; default: %(default)s")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=12,
+        help="epochs in single precision; default: %(default)s; in double precision there is one",
+    )
+    parser.add_argument(
+        "--hands",
+        type=int,
+        default=1200,
+        help="synthetic hands for training and validation in single precision; default: %(default)s",
+    )
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     print(format_machine())
     with tempfile.TemporaryDirectory(prefix="workers-") as folder:

@@ -142,7 +142,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--secret", help="Secret whose entries become environment variables, such as keys of object stores or W&B"
     )
-    parser.add_argument("--namespace", default="default")
+    parser.add_argument("--namespace", default="default", help="Kubernetes namespace; default: default")
     parser.add_argument("--retries", type=int, default=20, help="number of lost clusters after which the job fails")
     with exit_on_user_error():
         submission = read_submission(parser, argv, is_here=False)

@@ -1,4 +1,7 @@
-"""Run one Ray node of a job on this host, until SIGTERM ends it.
+"""Run one Ray node of a job on this host, until it receives SIGTERM. `cluster/job.py` runs it on every host of a job.
+
+    python cluster/node.py --folder FOLDER --host node01                          # the head
+    python cluster/node.py --folder FOLDER --host node02 --head 10.1.0.1:6379     # another node
 
 Jobs and users that share a host do not conflict, because each node has its own resources: ports that the system
 chooses, a private folder for temporary files, and the token of its job.

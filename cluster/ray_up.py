@@ -122,7 +122,9 @@ def _check_submission(submission: Submission) -> None:
 def main(argv: list[str]) -> None:
     """Check the submission, write the file, and print the three commands."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--provider", choices=("aws", "gcp", "local"), required=True)
+    parser.add_argument(
+        "--provider", choices=("aws", "gcp", "local"), required=True, help="a cloud, or your own machines"
+    )
     parser.add_argument("--region", help="region of the cloud")
     parser.add_argument("--zone", help="zone, for gcp")
     parser.add_argument("--project-id", help="project, for gcp")
@@ -132,7 +134,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--hosts", nargs="+", help="addresses of your own machines, the head first")
     parser.add_argument("--setup", default="", help="shell commands to run on each machine before pip")
     parser.add_argument("--python", default="python3", help="Python on each machine, 3.11 or newer")
-    parser.add_argument("--ssh-user", default="ubuntu")
+    parser.add_argument("--ssh-user", default="ubuntu", help="user for ssh on all machines; default: ubuntu")
     parser.add_argument(
         "--ssh-private-key", help="key for all machines; copied to the head, which connects to the others"
     )

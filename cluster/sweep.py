@@ -1,10 +1,10 @@
-"""tune.py as a job runs it: start the sweep, or resume it if an earlier job has started it.
+"""Run tune.py inside a job: start the sweep, or resume it if an earlier job has started it.
 
     python cluster/sweep.py -- sweep.name=hands sweep.num_trials=100
 
-It uses a Ray that already runs, at RAY_ADDRESS or on this machine. The arguments can also be a JSON list in
-SWEEP_ARGUMENTS, if a command line would have to pass through shells. The exit status is that of tune.py: 75 means that
-the sweep was interrupted and can be resumed.
+It uses the Ray cluster at RAY_ADDRESS or on this machine, which must already run. The arguments of tune.py can also be
+a JSON list in the environment variable SWEEP_ARGUMENTS, which avoids the quoting rules of shells. The exit status is
+that of tune.py: 75 means that the sweep was interrupted and can be resumed.
 """
 
 import contextlib
@@ -89,7 +89,10 @@ def measure_progress(folder: Path) -> int:
 
 
 def main() -> None:
-    """Replace this process by tune.py."""
+    """Replace this process by tune.py, or print the help."""
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        return
     with exit_on_user_error():
         load_dotenv_file()
         given = [item for item in sys.argv[1:] if item != "--"]

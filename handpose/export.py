@@ -50,15 +50,16 @@ _NUM_IMAGES = 64
 _NUM_TIMED_RUNS = 50
 
 _DESCRIPTION = """\
-Write a checkpoint's network as ONNX and compare it with PyTorch on pictures: those of a folder, or the test split that
-the checkpoint's data set has.
-
-  input   image: uint8 (batch, 3, side, side), RGB
-  output  uv_px (batch, 21, 2), pixels of the input, centres at integers; relative_depth (batch, 21), depth minus that
-          of the base of the middle finger, in lengths of its proximal bone; of heatmap=camera_axes xyz_mm (batch, 21,
-          3) instead. The file's metadata say how a camera turns them into metres
+Write the network of a checkpoint as an ONNX file. Then compare the outputs of ONNX and PyTorch on the pictures of a
+folder, or on the test split of the checkpoint's data set.
 
   python -m handpose.export --checkpoint FILE --output hand.onnx --images FOLDER
+
+  input   image: uint8 (batch, 3, side, side), RGB
+  output  uv_px (batch, 21, 2): pixels of the input; the centres of pixels have integer coordinates.
+          relative_depth (batch, 21): depth relative to the base of the middle finger, in lengths of its proximal bone.
+          A network trained with heatmap=camera_axes has xyz_mm (batch, 21, 3) instead of both.
+          The metadata of the file describe how a camera converts the outputs to metres.
 """
 
 
@@ -213,13 +214,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.export", _DESCRIPTION)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a training")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx", help="file to write")
     parser.add_argument(
         "--images", type=Path, metavar="FOLDER", help="pictures for the comparison; default: the test split"
     )
-    parser.add_argument("--image-size", type=int, metavar="PX", help="side of the input; default: as trained")
+    parser.add_argument("--image-size", type=int, metavar="PX", help="side of the input in pixels; default: as trained")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="override for the data set, as for train.py: data.root=DIR"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="override of the data set as for train.py, such as data.root=DIR",
     )
     return parser.parse_intermixed_args(arguments)
 

@@ -36,17 +36,18 @@ from handpose.utf8 import use_utf8
 _FILL = 0.6
 
 _DESCRIPTION = """\
-Find the 21 joints of the hand in photographs: one hand in each, filling a good part of the picture, of the side that
-the network was trained on (FreiHAND and the synthetic set hold right hands; --mirror for the other). Writes an overlay
-of each, and hands.json: pixels, millimetres in the camera frame and relative to the base of the middle finger, and the
-camera they hold for.
+Find the 21 joints of the hand in photographs. Each photograph must show one hand, which fills a good part of the
+picture. It must be a right hand if the network was trained on right hands, as in FreiHAND and the synthetic data set;
+use --mirror for left hands. For each photograph the program writes an overlay. It writes the joints to hands.json: in
+pixels, in millimetres in the camera frame, and in millimetres relative to the base of the middle finger, together with
+the camera that was used.
 
   python -m handpose.predict hand.jpg --checkpoint FILE
   python -m handpose.predict FOLDER --checkpoint FILE --intrinsics K.json --crop --output FOLDER
 
-Without a camera the focal length comes from the file's EXIF data, or is assumed: then the distance to the camera is a
-guess, and the pose a little worse. Without --scale the hand is taken to be as large as those of the training set are in
-the mean.
+Without --intrinsics and --focal, the focal length is read from the file's EXIF data. If they do not contain it, it is
+assumed; then the distance to the camera is only a guess, and the pose is a little less accurate. Without --scale, the
+hand is assumed to have the mean size of the hands in the training set.
 """
 
 
@@ -81,16 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.predict", _DESCRIPTION)
     add = parser.add_argument
-    add("photographs", nargs="+", type=Path, metavar="IMAGE|FOLDER")
+    add("photographs", nargs="+", type=Path, metavar="IMAGE|FOLDER", help="photographs, or folders of photographs")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a training")
     camera = parser.add_mutually_exclusive_group()
     camera.add_argument(
         "--intrinsics",
         metavar="FILE|fx,fy,cx,cy",
-        help="camera in pixels: a JSON file with one K, a list, or K by file name; or four numbers",
+        help="camera in pixels: four numbers, or a JSON file with one K, a list of them, or a K for each file name",
     )
     camera.add_argument("--focal", type=float, metavar="PX", help="focal length in pixels of the photograph")
-    add("--scale", type=float, metavar="MM", help="length of the middle finger's proximal bone")
+    add("--scale", type=float, metavar="MM", help="length of the proximal bone of the middle finger in mm")
     add(
         "--crop",
         nargs="?",
@@ -103,13 +104,13 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--mirror",
         action="store_true",
-        help="the hands are of the other side: left hands for a network that was trained on right hands",
+        help="mirror the photographs: for left hands if the network was trained on right hands",
     )
     add(
         "--test-time",
         default="none",
         metavar="CHOICE",
-        help="views to average, a file in configs/test_time; none: one pass",
+        help="test-time augmentation, a file in configs/test_time; default: none, a single pass",
     )
     add(
         "--extensions",
@@ -119,8 +120,8 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--image-size", type=int, metavar="PX", help="side of the network's input in pixels; default: as trained")
     add("--batch-size", type=int, default=8, metavar="N", help="number of photographs per batch; default: 8")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
-    add("--output", type=Path, default=Path("hands"), metavar="FOLDER", help="default: hands")
+    add("--device", default="auto", help="device to run on: auto, cpu, cuda, cuda:1; default: auto")
+    add("--output", type=Path, default=Path("hands"), metavar="FOLDER", help="folder for the results; default: hands")
     return parser.parse_args(arguments)
 
 

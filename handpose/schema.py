@@ -163,7 +163,7 @@ _RESTRICTED_ARGUMENTS = {
         [None, 0], "everything is checked before training; +trainer.fast_dev_run=true tries one batch of each stage"
     ),
     "use_distributed_sampler": RestrictedArgument([False], "the data loaders already divide the batches among devices"),
-    "sync_batchnorm": RestrictedArgument([False], "devices share the statistics of batch norm in any case"),
+    "sync_batchnorm": RestrictedArgument([False], "devices always share the statistics of batch norm"),
     "barebones": RestrictedArgument(
         [False],
         "give logger=none checkpoints.enabled=false trainer.enable_progress_bar=false for the bare speed",

@@ -102,7 +102,7 @@ def choose_validation_poses(
         UserError: training or validation would be empty, or there are fewer validation poses than blocks.
     """
     if split not in ("blocks", "random"):
-        raise UserError(f"data.source.split={split} is unknown; it is blocks or random")
+        raise UserError(f"data.source.split={split} is unknown; use blocks or random")
     num_val = round(val_fraction * num_poses)
     if not 0 < num_val < num_poses:
         side = "validation" if num_val <= 0 else "training"
@@ -267,7 +267,7 @@ def _check_root(root: Path) -> None:
 def _check_images_per_pose(num_images: int, folder: Path, num_poses: int, path: Path) -> None:
     if num_images not in [num_poses * variants for variants in IMAGES_PER_POSE]:
         raise UserError(
-            f"{path.name} has {num_poses} poses but {folder} has {num_images} images; there must be 1 or 4 images a "
+            f"{path.name} has {num_poses} poses but {folder} has {num_images} images; there must be 1 or 4 images per "
             f"pose ({num_poses} or {4 * num_poses}), so unpack the data set again"
         )
 
@@ -306,7 +306,7 @@ def _read_entries(path: Path, shape: tuple[int, ...], layout: str) -> NDArray[np
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); unpack the data set again") from None
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path} must hold a list with one entry a pose; unpack the data set again")
+        raise UserError(f"{path} must hold a list with one entry per pose; unpack the data set again")
     try:
         array = np.array(entries, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):

@@ -126,13 +126,13 @@ def _find_outliers(xyz_m: Tensor) -> Iterator[tuple[int, str]]:
     median_m = root_m.nanmedian()
     is_far = find_outliers((root_m / median_m).log(), min_limit=_MIN_DISTANCE_LIMIT) & root_m.isfinite()
     for hand in is_far.nonzero()[:, 0].tolist():
-        yield hand, f"it is {root_m[hand]:.3g} m from the camera, the median hand {median_m:.3g} m"
+        yield hand, f"it is {root_m[hand]:.3g} m from the camera, but the median hand is at {median_m:.3g} m"
     is_right, is_left = _find_sides(xyz_m)
     side, others = ("right", "left") if is_right.sum() < is_left.sum() else ("left", "right")
     rare = is_right if side == "right" else is_left
     if rare.sum() <= _MAX_OTHER_SIDE_FRACTION * len(xyz_m):
         for hand in (rare & hands.is_typical).nonzero()[:, 0].tolist():
-            yield hand, f"it is a {side} hand among {others} ones"
+            yield hand, f"it is a {side} hand, but nearly all others are {others} hands"
 
 
 def _find_sides(xyz_m: Tensor) -> tuple[Tensor, Tensor]:

@@ -154,7 +154,7 @@ def open_store(
             if opened is None:
                 _make_store(store, files, kind, image_size, workers or count_cores(), progress)
                 opened = _open_if_whole(store, len(files.paths), kind)
-    assert opened is not None, f"{store} was made and cannot be opened"
+    assert opened is not None, f"{store} was created but cannot be opened"
     return store, *opened
 
 

@@ -69,7 +69,7 @@ def make_loader_error(num_workers: int, error: Exception) -> UserError:
     usage = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
     memory = f"; {SHARED_MEMORY} has {_format_mb(usage.free)} of {_format_mb(usage.total)} free" if usage else ""
     return UserError(
-        f"data.num_workers={num_workers}: the worker processes of the data loader gave no batch "
+        f"data.num_workers={num_workers}: the worker processes of the data loader delivered no batch "
         f"({join_lines(error)[:200]}){memory}; give data.num_workers=0, or more shared memory"
     )
 

@@ -329,13 +329,26 @@ def read_default_difficulty() -> Difficulty:
     return _make_difficulty(**{field.name: source[field.name] for field in fields(Difficulty)})
 
 
+_DESCRIPTION = """\
+Draw synthetic hands, and write them with their joints to one picture.
+
+  python -m handpose.data.synthetic --sheet hands.png --num 12
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m handpose.data.synthetic --sheet FILE` and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m handpose.data.synthetic", description="Look at synthetic hands.")
-    parser.add_argument("--sheet", type=Path, required=True, metavar="FILE", help="picture file to write")
-    parser.add_argument("--num", type=int, default=24, help="number of hands")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the data set")
-    parser.add_argument("--image-size", type=int, default=128, metavar="PX", help="side of each picture in pixels")
+    parser = argparse.ArgumentParser(
+        prog="python -m handpose.data.synthetic",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--sheet", type=Path, required=True, metavar="FILE", help="picture to write")
+    parser.add_argument("--num", type=int, default=24, help="number of hands; default: 24")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data set; default: 0")
+    parser.add_argument(
+        "--image-size", type=int, default=128, metavar="PX", help="side of each hand in pixels; default: 128"
+    )
     options = parser.parse_args(arguments)
     try:
         _check_count("num", options.num, 1)

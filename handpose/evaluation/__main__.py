@@ -33,12 +33,15 @@ Split = Literal["train", "val", "test"]
 _NUM_PICTURES = 8  # of the worst hands, and as many of the best
 
 _DESCRIPTION = """\
-Evaluate a checkpoint, or a file of predictions, on a split whose joints are known. Overrides are those of train.py; a
-checkpoint knows its network and data set; a file of predictions needs data=... unless it is of the default data set.
+Evaluate a checkpoint or a file of predictions on a split of its data set, and write metrics, plots and pictures. The
+joints of the split must be known.
 
   python -m handpose.evaluation --checkpoint FILE
   python -m handpose.evaluation --checkpoint FILE data=freihand data.root=DIR test_time=rotations --split val
   python -m handpose.evaluation --predictions test_preds.json.gz data=freihand data.root=DIR
+
+Overrides are those of train.py. A checkpoint contains the settings of its network and data set. A file of predictions
+does not: without data=... the default data set is used.
 """
 
 
@@ -85,7 +88,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="file of predictions: test_preds.json.gz, pred.zip or pred.json",
     )
-    parser.add_argument("--split", choices=("test", "val", "train"), default="test")
+    parser.add_argument(
+        "--split", choices=("test", "val", "train"), default="test", help="split to evaluate; default: test"
+    )
     parser.add_argument(
         "--output",
         type=Path,

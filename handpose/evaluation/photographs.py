@@ -185,7 +185,7 @@ def read_intrinsics(text: str, names: Sequence[str]) -> list[NDArray[np.float64]
         unknown = sorted(set(content) - set(names))
         if len(unknown) == len(content):
             raise UserError(
-                f"--intrinsics {text} has none of the photographs; its first name is {(unknown or ['-'])[0]}"
+                f"--intrinsics {text} names none of the photographs; the first name in it is {(unknown or ['-'])[0]}"
             )
         return [_check_matrix(content[name], f"{text}, {name}") if name in content else None for name in names]
     if np.ndim(_check_numbers(content, text)) == 2:

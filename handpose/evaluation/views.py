@@ -64,7 +64,7 @@ class Views:
         if isinstance(axes, CameraAxes) and (self.crop is not None or self.scales != [1.0]):
             raise UserError(
                 "test_time.crop and test_time.scales do not work with "
-                "heatmap=camera_axes, to which an enlarged hand looks nearer; give test_time.crop=null "
+                "heatmap=camera_axes, because an enlarged hand would look nearer; give test_time.crop=null "
                 "test_time.scales=[1.0]"
             )
 

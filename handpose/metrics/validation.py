@@ -108,6 +108,7 @@ def make_target_metric(name: str, mode: Mode | None, *, group: str) -> TargetMet
     if mode not in (None, better):
         which = "larger" if better == "max" else "smaller"
         raise UserError(
-            f"{group}.mode={mode} contradicts {group}.metric={name}, of which {which} is better; leave {group}.mode out"
+            f"{group}.mode={mode} contradicts {group}.metric={name}, whose {which} values are better; leave out "
+            f"{group}.mode"
         )
     return TargetMetric(name, better)

@@ -180,7 +180,7 @@ def _try_layout(name: str, size: int, *, fixed_size: int | None, img_size: int |
     if not levels or levels[-1] != len(maps) - 1 or any(maps[i][0] != channels[i] for i in levels):
         got = " x ".join(map(str, cells[-1]))
         raise ValueError(
-            f"its last feature map has {got} cells for pictures of {size} px, which do not tile them at a stride of "
+            f"its last feature map has {got} cells, which do not cover a picture of {size} px at a stride of "
             f"{reductions[-1]}"
         )
     return _PyramidLayout(
@@ -236,7 +236,7 @@ def _flatten_name(name: str) -> str:
     return name.removeprefix("model.").removeprefix("body.").replace(".", "_")
 
 
-_LOADED_BY_ORDER = "{} has other names than {}: its tensors, whose shapes agree, are taken in their order"
+_LOADED_BY_ORDER = "{} has other tensor names than {}: since the shapes agree, the tensors are matched by their order"
 
 
 def _make_weight_options(weights: str, name: str) -> dict[str, Any]:

@@ -84,11 +84,13 @@ def map_tensors_by_order(file: Path, name: str) -> dict[str, Tensor] | None:
         return None
     sources, targets = ([key for key in tensors if not key.endswith(_COUNTER)] for tensors in (theirs, ours))
     if len(sources) != len(targets):
-        raise ValueError(f"no name in it is the model's, and it has {len(sources)} tensors, the model {len(targets)}")
+        raise ValueError(
+            f"none of its tensor names is in the model, and it has {len(sources)} tensors but the model {len(targets)}"
+        )
     for source, target in zip(sources, targets, strict=True):
         if theirs[source].shape != ours[target].shape or source.rpartition(".")[2] != target.rpartition(".")[2]:
             raise ValueError(
-                f"no name in it is the model's, and in their order {source} {list(theirs[source].shape)} stands where "
-                f"the model has {target} {list(ours[target].shape)}"
+                f"none of its tensor names is in the model, and by their order {source} {list(theirs[source].shape)} "
+                f"does not fit the model's {target} {list(ours[target].shape)}"
             )
     return {target: theirs[source] for source, target in zip(sources, targets, strict=True)}

@@ -12,7 +12,8 @@ from handpose.urls import is_url
 from handpose.utf8 import use_utf8
 
 _DESCRIPTION = """\
-Write one self-contained HTML page about a sweep, or about several with a comparison, also while they run.
+Write the report of a sweep, or one report that compares several sweeps. The report is a single HTML file. The sweeps
+may still be running.
 
   python -m handpose.report outputs/sweeps/NAME
   python -m handpose.report s3://bucket/folder/NAME
@@ -50,7 +51,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--scientific",
         metavar="KEY",
-        help="searched key whose values are compared, with all other parameters optimised",
+        help="searched key whose values are compared; all other searched keys are optimised for each value",
     )
     return parser.parse_args(arguments)
 

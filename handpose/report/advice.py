@@ -227,7 +227,7 @@ def check_failed_trials(record: SweepRecord) -> list[Finding]:
     counts = Counter(trial.state for trial in lost)
     evidence = f"{len(lost)} of {len(over)} trials" + "".join(f", {number} {state}" for state, number in counts.items())
     if len(lost) < max(2, 0.1 * len(over)):
-        return [Finding(question, "fine", "Few trials or none gave no result.", evidence)]
+        return [Finding(question, "fine", "At most a few trials gave no result.", evidence)]
     key = find_distinguishing_key(record, over, lost)
     text = f"{len(lost) / len(over):.0%} of the trials gave no result. "
     if key is None:

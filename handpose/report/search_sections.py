@@ -37,16 +37,15 @@ def add_progress_section(page: HtmlPage, record: SweepRecord) -> None:
     )
     page.add_chart(
         plot_best_so_far([record]),
-        f"{format_metric_name(record.metric)} of the best trial at the highest rung that any had reached by then, in "
-        "the end "
-        f"at epoch {record.max_epochs} (line), and of every trial trained to the end (dots). Slot-time is what trials "
-        "held of CPUs and GPUs.",
+        f"Line: {format_metric_name(record.metric)} of the best trial at the highest rung that any trial had reached "
+        f"by then; at the end this is epoch {record.max_epochs}. Dots: the trials that were trained to the end. "
+        "Slot-time is the time for which trials held CPUs or GPUs.",
     )
     rungs = f"; dotted lines are the rungs, epochs {', '.join(map(str, record.rungs))}" if record.rungs else ""
-    page.add_section("curves", "Learning curves", "Every trial, by epoch, in the colour of what became of it.")
+    page.add_section("curves", "Learning curves", "Every trial by epoch, coloured by how it ended.")
     page.add_chart(
         plot_learning_curves(record),
-        f"One line a trial, with a mark where it ended{rungs}. Values far outside are cut off. A click on a point "
+        f"One line per trial, with a mark where it ended{rungs}. Values far outside are cut off. A click on a point "
         "leads to the trial in the table.",
     )
 
@@ -59,25 +58,25 @@ def add_parameter_sections(page: HtmlPage, record: SweepRecord, shown: Sequence[
     page.add_section(
         "parallel",
         "Parallel coordinates",
-        "One line a trial through the values of its parameters, the best ones in colour.",
+        "One line per trial through the values of its parameters. The best trials are coloured.",
     )
     page.add_chart(
         plot_parallel_coordinates(record),
-        "A row a parameter, from its lowest value on the left to its highest; a line that breaks off does not have the "
-        "next parameter. Best are those trained longest, by their last value.",
+        "One row per parameter, with its lowest value on the left. A line breaks off if the trial does not have the "
+        "next parameter. The best trials are those with the best last value among the trials trained longest.",
     )
     page.add_section("slices", "Slices", "Each trial's last value over one parameter.")
     page.add_charts(
         (
             plot_slice(record, parameter),
-            f"Last value of each trial over {parameter.key}; the stronger its colour, the more epochs, and only dots "
-            "of one colour compare.",
+            f"Last value of each trial over {parameter.key}. A stronger colour means more epochs; only dots of the "
+            "same colour can be compared.",
         )
         for parameter in sort_by_importance(record)[:_MAX_SLICES]
     )
     maps = draw_contours(record)
     if maps:
-        page.add_section("contours", "Contours", "How two parameters act together.")
+        page.add_section("contours", "Contours", "The combined effect of two parameters.")
         page.add_charts(maps)
 
 
@@ -98,9 +97,10 @@ def _add_importance(page: HtmlPage, record: SweepRecord, shown: Sequence[ShownEf
     )
     page.add_chart(
         plot_importance(record.importance),
-        "Lines: where the share lies for 90 % of the halves of the trials. Black bar: the most that chance gave, with "
-        "the values shuffled among the trials. A searcher that learns can exceed it in noise too; which effects are "
-        "shown is said below. Trials of later epochs are those that were not stopped, so what stopped the others seems "
+        "Lines: the range of the share in 90 % of random halves of the trials. Black bar: the largest share that "
+        "chance gave after the values were shuffled among the trials. With a searcher that learns, a share can exceed "
+        "this bar even if the parameter has no effect; the effects that are shown to exist are listed below. Only "
+        "trials that were not stopped have values at later epochs, so the parameters that decided about stopping seem "
         "less important there.",
     )
     page.add_text(_format_shown_effects(record, shown))
@@ -122,15 +122,17 @@ def add_isolation_section(page: HtmlPage, record: SweepRecord, isolation: Isolat
     """Add the isolation plot of the scientific parameter."""
     key = isolation.parameter.key
     page.add_section(
-        "isolation", f"Isolated: {key}", f"What {key} is worth with all other parameters optimised by this sweep."
+        "isolation",
+        f"Isolated: {key}",
+        f"The results for each value of {key}, with all other parameters optimised by this sweep.",
     )
     left_out = f" Too few trials: {', '.join(isolation.left_out)}." if isolation.left_out else ""
     page.add_chart(
         plot_isolation(isolation, record.metric),
-        f"Values of epoch {isolation.epoch}. A value that was tried more often has a better best trial by luck alone; "
-        f"the diamonds show what the best of {isolation.num_drawn} of its trials would be on average. They compare "
-        "fairly if the trials were drawn at random. A searcher that learns also tunes the other parameters better for "
-        f"the values that it tries often.{left_out}",
+        f"Values of epoch {isolation.epoch}. The best trial of a value that was tried more often is better by chance "
+        f"alone. So the diamonds show the average best of {isolation.num_drawn} of its trials. This comparison is fair "
+        "if the trials were drawn at random; a searcher that learns also tunes the other parameters better for the "
+        f"values that it tries often.{left_out}",
     )
 
 
@@ -146,8 +148,8 @@ def add_front_section(page: HtmlPage, record: SweepRecord) -> None:
     page.add_section("front", "Pareto front", f"{format_metric_name(record.metric)} against {format_cost_name(name)}.")
     page.add_chart(
         plot_pareto_front(record),
-        "The front (diamonds) are the trials that no other one beats in both; it is made of those that were trained "
-        "the longest. Every point of it can be retrained: python train.py best=FOLDER/front/trial_NUMBER.yaml.",
+        "The front (diamonds) consists of the trials trained longest for which no other one is better in both. Each "
+        "of them can be retrained: python train.py best=FOLDER/front/trial_NUMBER.yaml.",
     )
     front = [record.get_trial(number) for number in record.second_objective.front]
     keys = [parameter.key for parameter in record.parameters]

@@ -79,7 +79,7 @@ def add_comparison_section(page: HtmlPage, records: Sequence[SweepRecord]) -> No
     page.add_section(
         "comparison",
         "The sweeps side by side",
-        "Best values of single sweeps are one draw each and cannot be tested; confirmed winners can.",
+        "The best value of each sweep is a single run, so only confirmed winners can be compared by a test.",
     )
     head = ["sweep", "trials", "epochs", "slot-hours", "best trial", "confirmed winner", "gain over the default"]
     rows = [
@@ -98,8 +98,8 @@ def add_comparison_section(page: HtmlPage, records: Sequence[SweepRecord]) -> No
     if len({record.metric for record in records}) == 1 and any(record.ranked for record in records):
         page.add_chart(
             plot_best_so_far([record for record in records if record.ranked]),
-            "What each sweep would have picked, had it ended after so much slot-time: the best trial at the highest "
-            "rung reached by then, by its own value. These values are too good, since they were picked.",
+            "The trial that each sweep would have chosen if it had ended after a given slot-time: the best one at the "
+            "highest rung reached by then. These values are too good on average, because they were selected.",
         )
 
 
@@ -131,8 +131,8 @@ def _add_winner(page: HtmlPage, record: SweepRecord) -> None:
     confirmation = record.confirmation
     if confirmation is None or confirmation.winner is None:
         sentence = (
-            f"Trial {winner.number} leads by its own value after {winner.epochs} epochs. It was picked for that value, "
-            "one run of many, so the value is optimistic: it has not been confirmed with new seeds."
+            f"Trial {winner.number} has the best value after {winner.epochs} epochs. It was selected for this value "
+            "among many runs and has not been confirmed with new seeds, so the value is too good on average."
         )
     else:
         sentence = (
@@ -144,7 +144,7 @@ def _add_winner(page: HtmlPage, record: SweepRecord) -> None:
     if confirmation is not None:
         page.add_chart(
             plot_confirmation(confirmation, record.metric),
-            "The finalists and the default configuration, trained again: one dot a run, the mean with its 95 % "
+            "The finalists and the default configuration, trained again: one dot per run, the mean with its 95 % "
             f"interval. {confirmation.method}",
         )
         head = ["configuration", "mean", "95 % interval", "against the winner", "verdict"]
@@ -192,7 +192,7 @@ def _make_headline_cards(record: SweepRecord, winner: TrialRecord) -> list[tuple
                     f"gain over the default configuration{_format_interval(record, gain)}",
                 )
             )
-        label = f"trial {winner.number}'s own value, which picked it"
+        label = f"value of trial {winner.number} in the sweep, for which it was selected"
     else:
         label = f"trial {winner.number} at epoch {winner.epochs}, one run (optimistic)"
     shown.append((format_metric(record.metric, winner.value), label))
@@ -220,7 +220,7 @@ def _make_candidate_row(record: SweepRecord, candidate: Any) -> list[str]:
     mean, difference = candidate.mean, candidate.difference
     is_winner = record.confirmation is not None and candidate is record.confirmation.winner
     if candidate.out:
-        return [candidate.label, "", "", "", f"out: {candidate.out}"]
+        return [candidate.label, "", "", "", f"excluded: {candidate.out}"]
     interval = _format_interval_ends(record, mean) if math.isfinite(mean.low) else "none"
     against = (
         "" if difference is None else _format_signed(record, difference.mean) + _format_interval(record, difference)
@@ -264,8 +264,8 @@ def _add_advice(page: HtmlPage, findings: Sequence[Finding], next_space: str | N
     page.add_section(
         "advice",
         "Advice",
-        "The questions of the Deep Learning Tuning Playbook, answered from this sweep's data, with the evidence beside "
-        "each; where there is too little of it, that is said instead.",
+        "Answers to the questions of the Deep Learning Tuning Playbook from the data of this sweep, each with its "
+        "evidence. An open question has too little evidence for an answer.",
     )
     for finding in findings:
         text = (finding.question, finding.text, finding.evidence, finding.paste)
@@ -290,9 +290,9 @@ def _add_slot_time(page: HtmlPage, record: SweepRecord) -> None:
     )
     page.add_chart(
         plot_slot_time(account),
-        "Start-up is what the first epoch of a worker took longer than later ones; validation is part of training, "
-        "since trials do not report it apart. Lost is what nobody heard of, or was trained again, after a failure or a "
-        "kill. The hatched bar was not spent: what the stopped trials would still have taken.",
+        "Start-up: how much longer the first epoch of a worker took than later ones. Training includes validation, "
+        "which trials do not report separately. Lost: epochs that were not reported or had to be trained again after "
+        "a failure or a kill. Hatched: the time that the stopped trials would still have taken.",
     )
 
 
@@ -360,7 +360,7 @@ def _add_retrained(page: HtmlPage, record: SweepRecord) -> None:
     page.add_section(
         "retrained",
         "The retrained winner",
-        "The winner trained with its full schedule, and the only use of the test split.",
+        "The winner, trained with its full schedule. The test split is used only here.",
     )
     metrics = record.retrained.metrics
     names = dict.fromkeys(name.partition("/")[2] for name in metrics)

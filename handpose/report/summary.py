@@ -64,7 +64,9 @@ def _format_confirmation(confirmed: Mapping[str, Any] | None, num_trials: int) -
     optimistic = f"the best of {num_trials} noisy values is too good on average"
     if confirmed is None:
         return [f"            not confirmed (sweep.confirm): {optimistic}"]
-    outs = [f"            {each['label']} is out: {each['out']}" for each in confirmed["candidates"] if each["out"]]
+    outs = [
+        f"            {each['label']} is excluded: {each['out']}" for each in confirmed["candidates"] if each["out"]
+    ]
     if confirmed["winner"] is None:
         return [f"confirmed   nothing: no finalist completed all its runs; {optimistic}", *outs]
     winner, metric = confirmed["candidates"][confirmed["winner"]], confirmed["metric"]

@@ -222,7 +222,7 @@ def _find_mutable_params(space: Space, mutate: Sequence[str]) -> dict[str, BaseD
     if unknown or not mutate:
         raise UserError(
             f"scheduler.mutate names {', '.join(unknown) or 'nothing'}, but search_space={space.name} searches "
-            f"{', '.join(space.parameters)}; give scheduler.mutate=[...] those that may change under trained weights"
+            f"{', '.join(space.parameters)}; list in scheduler.mutate=[...] the keys that may change during a training"
         )
     return {key: space.parameters[key] for key in mutate}
 

@@ -371,7 +371,9 @@ class OptunaSearcher(Searcher):
     def _repeat_suggestion(self, number: int) -> Params:
         trial = self._get_trial(number)
         if trial.state.is_finished():
-            raise RuntimeError(f"trial {number} of the study {self._name} has ended, but the sweep's events lack it")
+            raise RuntimeError(
+                f"trial {number} of the study {self._name} has ended, but it is missing in the events of the sweep"
+            )
         return get_trial_params(trial)
 
     # --- records of trials --------------------------------------------------------------------------------------------

@@ -414,7 +414,7 @@ def _parse_interval(where: str, sweep: IntervalSweep) -> BaseDistribution:
     if not whole:
         return FloatDistribution(float(low), float(high), log=log)
     if low != int(low) or high != int(high):
-        raise UserError(f"{where} is for whole numbers, but its ends are {low:g} and {high:g}")
+        raise UserError(f"{where} has the tag int, so its ends must be whole numbers, not {low:g} and {high:g}")
     return IntDistribution(int(low), int(high), log=log)
 
 
@@ -425,11 +425,11 @@ def _parse_range(where: str, sweep: RangeSweep) -> BaseDistribution:
     log = _is_log(where, sweep.tags)
     is_whole = all(isinstance(number, int) for number in (start, stop, step))
     if "int" in sweep.tags and not is_whole:
-        raise UserError(f"{where} is for whole numbers, but not all of its are")
+        raise UserError(f"{where} has the tag int, so its ends and its step must be whole numbers")
     if not all(isinstance(number, int) or math.isfinite(number) for number in (start, stop, step)):
         raise UserError(f"{where} must have finite ends and a finite step")
     if step == 0:
-        raise UserError(f"{where}: range() arg 3 must not be zero, which is its step")
+        raise UserError(f"{where}: the step must not be 0")
     if not is_whole:
         check_steps(where, start, stop, step)
     distribution = make_stepped_distribution(start, stop, step)
@@ -439,14 +439,14 @@ def _parse_range(where: str, sweep: RangeSweep) -> BaseDistribution:
     if not log:
         return distribution
     if not isinstance(distribution, IntDistribution) or distribution.low < 1 or distribution.step != 1:
-        raise UserError(f"{where} is logarithmic, so it must be of whole numbers from 1 on, in steps of 1")
+        raise UserError(f"{where} is logarithmic, so it must contain whole numbers from 1, in steps of 1")
     return IntDistribution(distribution.low, distribution.high, log=True)
 
 
 def _is_log(where: str, tags: set[str]) -> bool:
     unknown = sorted(tags - {"log", "int"})
     if unknown:
-        raise UserError(f"{where}: tag {unknown[0]} is not known; there are log and int")
+        raise UserError(f"{where}: the tag {unknown[0]} is unknown; use log or int")
     return "log" in tags
 
 
@@ -471,7 +471,7 @@ class _SuggestProxy:
             given = make_labels(to_plain(option) for option in options)
         except TypeError as error:
             raise UserError(
-                f"{self._file}: the choices of {name} are numbers, text or lists of them, but {error}"
+                f"{self._file}: the choices of {name} must be numbers, text or lists of them, but {error}"
             ) from error
         if name in self._fixed:
             value = self._fixed[name]

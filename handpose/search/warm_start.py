@@ -302,7 +302,7 @@ class _Importer:
 def _find_incompatibility(there: Conditions, here: Conditions) -> str:
     """Return why no value of one sweep is comparable with those of the other, or an empty string if they are."""
     if (there.metric, there.mode) != (here.metric, here.mode):
-        return f"it was judged by {there.metric} ({there.mode})"
+        return f"it optimised {there.metric} ({there.mode})"
     if there.max_epochs != here.max_epochs:
         return f"its schedule ends at epoch {there.max_epochs}"
     if there.fingerprint is None or there.fingerprint != here.fingerprint:

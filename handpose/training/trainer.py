@@ -149,7 +149,7 @@ def count_limited_batches(config: DictConfig, stage: Literal["train", "val"], nu
     limited = int(num_batches * limit) if is_part else min(num_batches, int(limit))
     if num_batches and not limited:
         raise UserError(
-            f"trainer.{key}={limit:g} leaves none of the {num_batches} batches; give a larger part, or a number of "
+            f"trainer.{key}={limit:g} leaves none of the {num_batches} batches; give a larger fraction, or a number of "
             f"batches, such as trainer.{key}=1"
         )
     return limited

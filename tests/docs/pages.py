@@ -10,7 +10,7 @@ from handpose.config_files import REPOSITORY
 
 PAGES = sorted(
     path
-    for pattern in ("*.md", "benchmarks/README.md", "cluster/README.md", "docs/**/*.md")
+    for pattern in ("*.md", "benchmarks/*.md", "cluster/README.md", "docs/**/*.md")
     for path in REPOSITORY.glob(pattern)
 )
 

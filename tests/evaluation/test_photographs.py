@@ -168,7 +168,7 @@ def test_intrinsics_come_as_numbers_as_one_matrix_as_a_list_or_by_name(tmp_path)
         ([[1, 2], [3, 4]], "not a 3 x 3 matrix"),
         ([[1, 2], [3]], "must hold 3 x 3 matrices"),
         ([[300, 0, 0], [5, 300, 0], [0, 0, 1]], "must be"),
-        ({"z.jpg": K}, "has none of the photographs; its first name is z.jpg"),
+        ({"z.jpg": K}, "names none of the photographs; the first name in it is z.jpg"),
         (3, "must hold 3 x 3 matrices, but it holds 3"),
     ],
 )

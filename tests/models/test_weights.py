@@ -56,16 +56,15 @@ def test_weights_under_other_names_are_taken_in_their_order_and_that_is_told(pac
     made = make_encoder(package(("weights.pth", rename_tensors(source.state_dict()))))
     ours = {name: tensor for name, tensor in made.pyramid.state_dict().items() if "num_batches" not in name}
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in ours.items())
-    assert "has other names than mobilenetv3_small_050: its tensors, whose shapes agree, are taken in their order" in (
-        made.note
-    )
+    assert "has other tensor names than mobilenetv3_small_050" in made.note
+    assert "since the shapes agree, the tensors are matched by their order" in made.note
     assert "state_dict" not in made.pyramid.pretrained_cfg
 
 
 def test_weights_of_another_network_are_refused(package, source):
     weights = package(("weights.pth", rename_tensors(source.state_dict())))
     with pytest.raises(
-        UserError, match=r"package:carried_weights does not fit lcnet_050: no name in it is the model's"
+        UserError, match=r"package:carried_weights does not fit lcnet_050: none of its tensor names is in the model"
     ):
         make_encoder(weights, "lcnet_050")
 
@@ -76,7 +75,7 @@ def test_weights_whose_kinds_are_in_another_order_are_refused(tmp_path, source):
     names = list(tensors)
     names[1], names[2] = names[2], names[1]
     torch.save({name: tensors[name] for name in names}, tmp_path / "swapped.pth")
-    with pytest.raises(ValueError, match=r"in their order layer2\.bias .* stands where the model has bn1\.weight"):
+    with pytest.raises(ValueError, match=r"by their order layer2\.bias .* does not fit the model's bn1\.weight"):
         map_tensors_by_order(tmp_path / "swapped.pth", NAME)
 
 

@@ -243,7 +243,7 @@ def test_the_summary_says_what_the_confirmation_found(tmp_path):
     assert "not distinguishable from trial 3 (9.90): the runs do not show which is better\n" in text
     assert "as the best of several means it is too good by about PA-MPJPE 0.07 mm on average\n" in text
     assert "gain        PA-MPJPE 1.20 mm [0.90, 1.50] over the default\n" in text
-    assert "trial 5 is out: diverged with seed 2\n" in text
+    assert "trial 5 is excluded: diverged with seed 2\n" in text
 
 
 def test_the_summary_says_where_nothing_was_confirmed(tmp_path):

@@ -297,7 +297,7 @@ CONFIRM, RUNS = "confirm/confirm.yaml", "confirm/events.jsonl"
 
 FAULTS = [
     # the order of events
-    ("plain", EVENTS, remove_line(0), r"events.jsonl: line 1 is the first one, but .* begin with 'sweep_opened'"),
+    ("plain", EVENTS, remove_line(0), r"events.jsonl: line 1 is the first event, but .* must be 'sweep_opened'"),
     (
         "plain",
         EVENTS,
@@ -308,24 +308,34 @@ FAULTS = [
         "plain",
         EVENTS,
         remove_line(event="segment_started", trial=3),
-        r"events.jsonl: line \d+ has 'epoch_reported' of trial 3, which is wait",
+        r"events.jsonl: line \d+ has 'epoch_reported' of trial 3, which is waiting",
     ),
     (
         "stop",
         EVENTS,
         lambda content: content.replace(METRIC.encode(), b"val/pa_mpjpe_cm"),
-        r"confirm.yaml is there, although no trial of the sweep has a value",
+        r"confirm.yaml exists, but no trial of the sweep has a value",
     ),
-    ("plain", EVENTS, remove_line(event="epoch_reported", epoch=2), r"reports epoch 3 of trial \d, but 2 follows 1"),
+    (
+        "plain",
+        EVENTS,
+        remove_line(event="epoch_reported", epoch=2),
+        r"reports epoch 3 of trial \d after epoch 1, but the report of epoch 2 is missing",
+    ),
     (
         "plain",
         EVENTS,
         remove_line(event="segment_failed"),
-        r"events.jsonl: line \d+ has 'segment_started' of trial 1, which is running by then",
+        r"events.jsonl: line \d+ has 'segment_started' of trial 1, which is running at that point",
     ),
-    ("stop", EVENTS, remove_line(event="sweep_closed"), r"best.yaml is there, although events.jsonl does not say"),
-    ("plain", EVENTS, repeat_line(event="sweep_opened"), r"events.jsonl: line 2 opens the sweep again"),
-    ("plain", EVENTS, repeat_line(event="trial_suggested", trial=2), r"events.jsonl: line \d+ asks for trial 2 again"),
+    (
+        "stop",
+        EVENTS,
+        remove_line(event="sweep_closed"),
+        r"best.yaml exists, but according to events.jsonl the sweep has not ended",
+    ),
+    ("plain", EVENTS, repeat_line(event="sweep_opened"), r"events.jsonl: line 2 repeats the 'sweep_opened' event"),
+    ("plain", EVENTS, repeat_line(event="trial_suggested", trial=2), r"events.jsonl: line \d+ suggests trial 2 again"),
     (
         "plain",
         EVENTS,
@@ -336,7 +346,7 @@ FAULTS = [
         "plain",
         EVENTS,
         repeat_line(event="epoch_reported", epoch=2),
-        r"events.jsonl: line \d+ reports epoch 2 of trial \d, which has",
+        r"events.jsonl: line \d+ reports epoch 2 of trial \d, which has already",
     ),
     ("plain", EVENTS, repeat_line(event="sweep_closed"), r"events.jsonl: line \d+ follows 'sweep_closed'"),
     (
@@ -346,7 +356,7 @@ FAULTS = [
         r"events.jsonl: line \d+ is about trial 2, which no line",
     ),
     ("plain", EVENTS, swap_lines(event="segment_started", trial=4), r"events.jsonl: line \d+"),
-    ("plain", EVENTS, truncate, r"events.jsonl: line \d+ is torn"),
+    ("plain", EVENTS, truncate, r"events.jsonl: line \d+ is incomplete: it has no line break"),
     ("plain", EVENTS, remove_content, r"events.jsonl is missing"),
     (
         "plain",
@@ -358,7 +368,7 @@ FAULTS = [
         "plain",
         EVENTS,
         change_event("version", 99, event="sweep_opened"),
-        r"events.jsonl: line 1 begins events of format 99",
+        r"events.jsonl: line 1 starts events of format 99",
     ),
     (
         "plain",
@@ -370,64 +380,64 @@ FAULTS = [
         "plain",
         EVENTS,
         change_event("trial", 9, event="trial_suggested", trial=3),
-        r"events.jsonl: line \d+ asks for trial 9, but trial 3",
+        r"events.jsonl: line \d+ suggests trial 9, but the next trial is 3",
     ),
     # times
     (
         "plain",
         EVENTS,
         change_event("at", 0.001, event="epoch_reported", epoch=2),
-        r"events.jsonl: line \d+ .* time runs backwards",
+        r"events.jsonl: line \d+ has the time .* which is earlier than the time of the line before",
     ),
     ("plain", EVENTS, change_event("at", lambda at: at + 0.4, event="epoch_reported", epoch=2), r"events.jsonl"),
     (
         "plain",
         EVENTS,
         change_event("at", -1.0, event="sweep_opened"),
-        r"events.jsonl: line 1 is of -1.0 s, before the sweep began",
+        r"events.jsonl: line 1 has the time -1.0 s, but the time of an event is never negative",
     ),
     # what events say
     (
         "plain",
         EVENTS,
         change_event("num_trials", 7, event="sweep_opened"),
-        r"events.jsonl: line 1 opens the sweep for 7 trials, but",
+        r"events.jsonl: line 1 opens the sweep with 7 trials, but the configuration has",
     ),
     (
         "plain",
         EVENTS,
         change_event("params|optimizer.lr", 0.0011, event="trial_suggested", trial=3),
-        r"events.jsonl: line \d+ has other para",
+        r"events.jsonl: line \d+ suggests trial 3 with other parameters than the study has",
     ),
     (
         "plain",
         EVENTS,
         change_event("segment", 2, event="segment_started", trial=3),
-        r"events.jsonl: line \d+ begins trial 3 for segment 2",
+        r"events.jsonl: line \d+ starts trial 3 with segment 2, but its next segment is 1",
     ),
     (
         "plain",
         EVENTS,
         change_event("epoch", 1, event="segment_started", trial=3),
-        r"events.jsonl: line \d+ begins trial 3 at epoch 1, but",
+        r"events.jsonl: line \d+ starts trial 3 at epoch 1, but it has no checkpoint",
     ),
     (
         "plain",
         EVENTS,
         change_event("gpus", 0.5, event="segment_started", trial=3),
-        r"events.jsonl: line \d+ begins trial 3 with 0.5 GPUs",
+        r"events.jsonl: line \d+ starts trial 3 with gpus=0.5, but",
     ),
     (
         "plain",
         EVENTS,
         change_event("epoch", 3, event="epoch_reported", epoch=1),
-        r"reports epoch 3 of trial \d, but 1 follows 0",
+        r"reports epoch 3 of trial \d after epoch 0, but the report of epoch 1 is missing",
     ),
     (
         "plain",
         EVENTS,
         change_event("resumed_from", 1, event="epoch_reported", epoch=2),
-        r"events.jsonl: line \d+ .* went on from epoch 1",
+        r"events.jsonl: line \d+ .* resumed from epoch 1",
     ),
     (
         "plain",
@@ -446,7 +456,7 @@ FAULTS = [
         "plain",
         EVENTS,
         change_event("checkpoint|file", lambda name: name.replace("0002", "0001"), event="epoch_reported", epoch=2),
-        r"events.jsonl: line \d+ has checkpoints/.* as the checkpoint of trial",
+        r"events.jsonl: line \d+ names checkpoints/.* as the checkpoint of trial",
     ),
     ("plain", EVENTS, change_event("checkpoint|epoch", 1, event="epoch_reported", epoch=2), r"events.jsonl: line \d+"),
     (
@@ -460,67 +470,67 @@ FAULTS = [
         "plain",
         EVENTS,
         change_event("decision", "stop", event="epoch_reported", decision="continue"),
-        r"events.jsonl: line \d+ decides",
+        r"events.jsonl: line \d+ records the decision",
     ),
     (
         "plain",
         EVENTS,
         change_event("decision", "continue", event="epoch_reported", decision="stop"),
-        r"events.jsonl: line \d+ decides",
+        r"events.jsonl: line \d+ records the decision",
     ),
     (
         "plain",
         EVENTS,
         change_event("decision", "stop", event="epoch_reported", decision="complete"),
-        r"events.jsonl: line \d+ decides",
+        r"events.jsonl: line \d+ records the decision",
     ),
     (
         "plain",
         EVENTS,
         change_event("decision", "stop", event="epoch_reported", decision="diverged"),
-        r"events.jsonl: line \d+ decides",
+        r"events.jsonl: line \d+ records the decision",
     ),
     (
         "plain",
         EVENTS,
         change_event("retry", False, event="segment_failed"),
-        r"events.jsonl: line \d+ gives up trial 1 after 'error'",
+        r"events.jsonl: line \d+ does not retry trial 1 after the failure 'error', but the settings require a retry",
     ),
     (
         "failing",
         EVENTS,
         change_event("retry", True, event="segment_failed", kind="error"),
-        r"events.jsonl: line \d+ tries again trial 2",
+        r"events.jsonl: line \d+ retries trial 2 after the failure 'error', but the settings require no retry",
     ),
     (
         "failing",
         EVENTS,
         change_event("kind", "error", event="segment_failed", kind="preempted"),
-        r"events.jsonl: line \d+ tries again",
+        r"events.jsonl: line \d+ retries trial",
     ),
     (
         "plain",
         EVENTS,
         change_event("gpus", 1.0, event="segment_failed"),
-        r"events.jsonl: line \d+ gives trial 1 1.0 GPUs",
+        r"events.jsonl: line \d+ assigns gpus=1.0 to trial 1",
     ),
     (
         "failing",
         EVENTS,
         change_event("node", "other", event="segment_failed", trial=2),
-        r"events.jsonl: line \d+ fails trial 2 on node",
+        r"events.jsonl: line \d+ records a failure of trial 2 on node",
     ),
     (
         "stop",
         EVENTS,
         change_event("reason", "interrupted", event="sweep_closed"),
-        r"best.yaml is there, although events.jsonl",
+        r"best.yaml exists, but according to events.jsonl",
     ),
     (
         "halted",
         EVENTS,
         change_event("reason", "interrupted", event="sweep_closed"),
-        r"events.jsonl: line \d+ fails trial 1, and",
+        r"events.jsonl: line \d+ records a failure of trial 1, after which the sweep must be halted, but is not",
     ),
     (
         "interrupted",
@@ -538,14 +548,14 @@ FAULTS = [
         "promote",
         EVENTS,
         change_event("decision", "continue", event="epoch_reported", decision="pause"),
-        r"events.jsonl: line \d+ dec",
+        r"events.jsonl: line \d+ records the decision 'continue' on epoch \d of trial \d, but .* 'pause'",
     ),
     ("promote", EVENTS, swap_lines(event="segment_started", epoch=1), r"events.jsonl: line \d+"),
     (
         "promote",
         EVENTS,
         change_event("cause", "tired", event="trial_ended"),
-        r"events.jsonl: line \d+ ends trial \d, which is paused",
+        r"events.jsonl: line \d+ ends trial \d with .*'tired', but a trial that is paused",
     ),
     ("promote", EVENTS, change_event("state", "failed", event="trial_ended"), r"events.jsonl: line \d+ ends trial \d"),
     ("population", EVENTS, change_event("source", 0, event="segment_started", segment=2), r"events.jsonl: line \d+"),
@@ -553,13 +563,13 @@ FAULTS = [
         "front",
         EVENTS,
         change_event("decision", "continue", event="costs_measured", decision="infeasible"),
-        r"decides continue of the",
+        r"records the decision 'continue' on the costs",
     ),
     (
         "front",
         EVENTS,
         change_event("decision", "infeasible", event="costs_measured", decision="continue"),
-        r"decides infeasible of",
+        r"records the decision 'infeasible' on the costs",
     ),
     ("front", EVENTS, change_event("costs|latency_ms", 9.0, event="costs_measured"), r"latency_ms"),
     ("front", EVENTS, remove_line(event="costs_measured", trial=1), r"num_parameters"),
@@ -574,7 +584,7 @@ FAULTS = [
         "spent",
         EVENTS,
         change_event("reason", "interrupted", event="sweep_closed"),
-        r"best.yaml is there, although events.jsonl",
+        r"best.yaml exists, but according to events.jsonl",
     ),
     (
         "spent",
@@ -592,7 +602,7 @@ FAULTS = [
         "plain",
         EVENTS,
         change_event("reason", "spent", event="sweep_closed"),
-        r"line \d+ closes .* spent budget, but it is finished",
+        r"line \d+ closes .* spent budget, but no trial is left to run",
     ),
     (
         "stop",
@@ -604,7 +614,7 @@ FAULTS = [
         "promote",
         EVENTS,
         change_event("reason", "spent", event="sweep_closed"),
-        r"line \d+ closes .* spent budget, but it is fin",
+        r"line \d+ closes .* spent budget, but no trial is left to run",
     ),
     (
         "interrupted",
@@ -622,31 +632,31 @@ FAULTS = [
         "raised",
         EVENTS,
         change_event("reason", "spent", reason="finished"),
-        r"line \d+ closes .* spent budget, but it is fin",
+        r"line \d+ closes .* spent budget, but no trial is left to run",
     ),
     (
         "raised",
         EVENTS,
         change_event("num_trials", 2, event="sweep_opened"),
-        r"asks for trial 2, but the sweep has only 2 trials",
+        r"suggests trial 2, but the sweep has only 2 trials",
     ),
     (
         "lowered",
         EVENTS,
         change_event("num_trials", 6, num_trials=2),
-        r"opens the sweep for 6 trials, but its configuration has",
+        r"opens the sweep with 6 trials, but the configuration has",
     ),
     (
         "spent_in_format_2",
         EVENTS,
         replace_text('"version": 2', '"version": 3'),
-        r"finishes the sweep, but there are \d trials",
+        r"finishes the sweep, but \d trials have not been started",
     ),
     (
         "held",
         EVENTS,
         change_event("num_trials", 9, event="sweep_opened"),
-        r"opens the sweep for 9 trials, but its .* has 2",
+        r"opens the sweep with 9 trials, but the configuration has 2",
     ),
     (
         "spent",
@@ -659,13 +669,13 @@ FAULTS = [
         "plain",
         CSV,
         change_cell(METRIC, "12.5"),
-        rf"trials.csv: trial 1 has {METRIC} '12.5', where events.jsonl has '\d+",
+        rf"trials.csv: trial 1 has {METRIC}='12.5', but events.jsonl gives '\d+",
     ),
-    ("plain", CSV, change_cell("optimizer.lr", "0.0011"), r"trials.csv: trial 1 has optimizer.lr '0.0011'"),
-    ("plain", CSV, change_cell("state", "failed", row=3), r"trials.csv: trial 2 has state 'failed'"),
-    ("plain", CSV, change_cell("epochs", "3"), r"trials.csv: trial 1 has epochs '3'"),
-    ("plain", CSV, change_cell("seconds", "3.21"), r"trials.csv: trial 1 has seconds '3.21'"),
-    ("plain", CSV, change_cell("number", "17"), r"trials.csv has a trial 17, which events.jsonl does not ask for"),
+    ("plain", CSV, change_cell("optimizer.lr", "0.0011"), r"trials.csv: trial 1 has optimizer.lr='0.0011'"),
+    ("plain", CSV, change_cell("state", "failed", row=3), r"trials.csv: trial 2 has state='failed'"),
+    ("plain", CSV, change_cell("epochs", "3"), r"trials.csv: trial 1 has epochs='3'"),
+    ("plain", CSV, change_cell("seconds", "3.21"), r"trials.csv: trial 1 has seconds='3.21'"),
+    ("plain", CSV, change_cell("number", "17"), r"trials.csv has a row of trial 17, which is not in events.jsonl"),
     (
         "plain",
         CSV,
@@ -673,12 +683,12 @@ FAULTS = [
         r"trials.csv: trial 0 has a command that does not train",
     ),
     ("plain", CSV, remove_line(3), r"trials.csv has no row of trial 2"),
-    ("plain", CSV, repeat_line(3), r"trials.csv has trial 2 2 times"),
-    ("plain", CSV, swap_lines(3), r"trials.csv: the trials are not in order"),
+    ("plain", CSV, repeat_line(3), r"trials.csv has 2 rows of trial 2"),
+    ("plain", CSV, swap_lines(3), r"trials.csv: the rows are not in the order of the trial numbers"),
     ("plain", CSV, truncate, r"trials.csv is truncated"),
     ("plain", CSV, remove_content, r"trials.csv is missing"),
-    ("killed", CSV, change_cell("epochs", "3"), r"trials.csv: trial 1 has epochs '3'"),
-    ("front", CSV, change_cell("latency_ms", "9.9"), r"trials.csv: trial 1 has latency_ms '9.9'"),
+    ("killed", CSV, change_cell("epochs", "3"), r"trials.csv: trial 1 has epochs='3'"),
+    ("front", CSV, change_cell("latency_ms", "9.9"), r"trials.csv: trial 1 has latency_ms='9.9'"),
     # the study
     (
         "plain",
@@ -697,17 +707,17 @@ FAULTS = [
         "plain",
         JOURNAL,
         change_event("state", 3, op_code=6, state=2),
-        r"journal.log: trial \d is FAIL, but stopped by events.jsonl",
+        r"journal.log: trial \d is FAIL, but stopped according to events.jsonl",
     ),
     (
         "plain",
         JOURNAL,
         change_event("values|0", 12.5, op_code=6, state=1),
-        r"journal.log: trial \d ended with \[12.5\]",
+        r"journal.log: trial \d has the final values \[12.5\]",
     ),
     ("plain", JOURNAL, remove_line(op_code=7), r"journal.log"),
     ("plain", JOURNAL, remove_line(op_code=6), r"journal.log"),
-    ("plain", JOURNAL, repeat_line(op_code=7), r"journal.log: line \d+ says again that trial \d has its value"),
+    ("plain", JOURNAL, repeat_line(op_code=7), r"journal.log: line \d+ repeats the value of trial \d at epoch"),
     ("plain", JOURNAL, repeat_line(op_code=4), r"journal.log"),
     ("plain", JOURNAL, truncate, r"journal.log"),
     ("plain", JOURNAL, remove_content, r"study/journal.log is missing"),
@@ -717,20 +727,20 @@ FAULTS = [
         change_event(
             "params|optimizer.lr", lambda lr: True if type(lr) is float else float(lr), event="trial_suggested"
         ),
-        r"events.jsonl: line \d+ has other parameters of trial 0",
+        r"events.jsonl: line \d+ suggests trial 0 with other parameters than the study has: optimizer.lr is",
     ),
-    ("equal", CSV, change_cell("optimizer.lr", "1.00"), r"trials.csv: trial 1 has optimizer.lr '1.00'"),
+    ("equal", CSV, change_cell("optimizer.lr", "1.00"), r"trials.csv: trial 1 has optimizer.lr='1.00'"),
     (
         "equal",
         JOURNAL,
         change_event("distributions|optimizer.lr", lambda text: text.replace("bool true", "bool false"), op_code=4),
-        r"journal.log: trial 0 drew optimizer.lr from",
+        r"journal.log: trial 0 has optimizer.lr drawn from",
     ),
     (
         "equal",
         JOURNAL,
         change_event("distributions|optimizer.lr", lambda text: text.replace("[1,", "[1.0,"), op_code=4),
-        r"journal.log: trial 0 drew optimizer.lr from",
+        r"journal.log: trial 0 has optimizer.lr drawn from",
     ),
     (
         "equal",
@@ -738,36 +748,36 @@ FAULTS = [
         change_event("params|optimizer.lr", lambda index: (index + 1) % 3, op_code=4),
         r"journal.log: trial 0 has",
     ),
-    ("max", JOURNAL, change_event("directions", [1], op_code=0), r"journal.log: its directions are"),
+    ("max", JOURNAL, change_event("directions", [1], op_code=0), r"journal.log has the directions"),
     (
         "plain",
         JOURNAL,
         replace_text('"warm_start":[]', '"warm_start":[{"brought":0}]'),
-        r"it has learned from 1 sweeps, but",
+        r"was warm-started from 1 sweeps, but",
     ),
     (
         "plain",
         JOURNAL,
         replace_text('"points":[{"optimizer.lr":0.005', '"points":[{"optimizer.lr":0.004'),
-        r"journal.log: trial 0 was decided to be .*0.005.*, but the plan has .*0.004",
+        r"journal.log: trial 0 was enqueued with .*0.005.*, but the plan of the study has .*0.004",
     ),
     (
         "plain",
         JOURNAL,
         replace_text('"points":[{"optimizer.lr":0.005,"heatmap.sigma":0.04}]', '"points":[]'),
-        r"journal.log: trial 0 was decided to be .*, which the plan does not have",
+        r"journal.log: trial 0 was enqueued with .*, which is not in the plan",
     ),
     (
         "plain",
         JOURNAL,
         replace_text('"fixed_params":{"optimizer.lr":0.005', '"fixed_params":{"optimizer.lr":0.1'),
-        r"journal.log: trial 0 has optimizer.lr 0.005, but 0.1 was decided",
+        r"journal.log: trial 0 has optimizer.lr=0.005, but was enqueued with 0.1",
     ),
     (
         "plain",
         JOURNAL,
         change_event("datetime_start", "2020-01-01T00:00:00+00:00", op_code=4),
-        r"journal.log: trial 0 has the date 2020.*, but by events.jsonl the sweep took \d+ s",
+        r"journal.log: trial 0 has the date 2020.*, but according to events.jsonl the sweep took \d+ s",
     ),
     # what comes after
     ("stop", CONFIRM, change_yaml("winner_trial", 5), r"confirm/confirm.yaml: winner_trial is 5, but its runs give"),
@@ -799,7 +809,7 @@ FAULTS = [
         change_yaml("unknown|interval", "it is not"),
         r"confirm/confirm.yaml: unknown.interval is it is not",
     ),
-    ("promote", CONFIRM, change_yaml("unknown", {}), r"confirm/confirm.yaml: unknown.interval is \(nothing\)"),
+    ("promote", CONFIRM, change_yaml("unknown", {}), r"confirm/confirm.yaml: unknown.interval is \(missing\)"),
     (
         "promote",
         CONFIRM,
@@ -823,12 +833,12 @@ FAULTS = [
         remove_line(event="segment_started", trial=1),
         r"confirm/events.jsonl: line \d+ has 'epoch_reported' of trial 1",
     ),
-    ("stop", "confirm/trials.csv", change_cell("seed", "9"), r"confirm/trials.csv: trial 1 has seed '9'"),
+    ("stop", "confirm/trials.csv", change_cell("seed", "9"), r"confirm/trials.csv: trial 1 has seed='9'"),
     (
         "stop",
         "confirm/sweep.yaml",
         change_yaml("data_fingerprint", "other"),
-        r"confirm/sweep.yaml has data_fingerprint other",
+        r"confirm/sweep.yaml has data_fingerprint=other",
     ),
     ("stop", "best.yaml", change_yaml("trial", 5), r"best.yaml: trial is 5"),
     ("stop", "best.yaml", change_yaml("params|optimizer.lr", 0.0011), r"best.yaml: params.optimizer.lr is 0.0011"),
@@ -863,7 +873,7 @@ FAULTS = [
         "stop",
         "retrain/config.yaml",
         change_yaml("optimizer|lr", 0.5),
-        r"retrain/config.yaml has optimizer.lr 0.5, but best",
+        r"retrain/config.yaml has optimizer.lr=0.5, but best",
     ),
     (
         "stop",
@@ -875,37 +885,42 @@ FAULTS = [
     ("stop", "retrain/test_preds.json.gz", truncate, r"retrain/test_preds.json.gz is damaged"),
     ("stop", "retrain/test_preds.json.gz", remove_content, r"retrain/test_preds.json.gz is missing"),
     ("stop", "report.html", truncate, r"report.html is truncated"),
-    ("stop", "report.html", replace_text("13.16", "12.16"), r"report.html: line \d+, in .*, is not what the files"),
-    ("stop", "report.html", remove_content, r"report.html is missing, although retrain/metrics.json is there"),
+    (
+        "stop",
+        "report.html",
+        replace_text("13.16", "12.16"),
+        r"report.html: line \d+, in .*, differs from a report made now",
+    ),
+    ("stop", "report.html", remove_content, r"report.html is missing, although retrain/metrics.json exists"),
     (
         "stop",
         "retrain/metrics.json",
         change_json("metrics", {"test/pck_auc": 0.8125}),
-        r"no metric of 9.512, which report",
+        r"no metric with the value 9.512, which report",
     ),
     (
         "stop",
         "retrain/metrics.json",
         change_json("metrics", lambda all_: {name: 10 * each for name, each in all_.items()}),
-        r"retrain/metrics.json has test/pa_mpjpe_mm = 95.12, which report.html does not have",
+        r"retrain/metrics.json has test/pa_mpjpe_mm = 95.12, which report.html does not show",
     ),
     (
         "stop",
         "retrain/metrics.json",
         change_json("checkpoint", None),
-        r"retrain/metrics.json is of None, which is missing",
+        r"retrain/metrics.json names the checkpoint None, which is missing",
     ),
     (
         "stop",
         "retrain/config.yaml",
         change_yaml("best", "/other/best.yaml"),
-        r"has best /other/best.yaml, which is of anoth",
+        r"has best=/other/best.yaml, which belongs to another",
     ),
     (
         "stop",
         "retrain/config.yaml",
         change_yaml("data|batch_size", 3),
-        r"retrain/config.yaml has data.batch_size 3, but",
+        r"retrain/config.yaml has data.batch_size=3, but",
     ),
     (
         "stop",
@@ -930,7 +945,7 @@ FAULTS = [
     ("stop", "sweep.yaml", change_yaml("config|sweep|num_trials", 7), r"sweep.yaml: config has sweep.num_trials=7"),
     ("stop", "sweep.yaml", change_yaml("config|sweep|seed", 7), r"sweep.yaml has sweep.seed=7"),
     ("stop", "sweep.yaml", change_yaml("config|optimizer|lr", 0.5), r"sweep.yaml has optimizer.lr=0.5"),
-    ("stop", "sweep.yaml", change_yaml("choices", {}), r"sweep.yaml: choices has scheduler=\(nothing\)"),
+    ("stop", "sweep.yaml", change_yaml("choices", {}), r"sweep.yaml: choices has scheduler=\(missing\)"),
     ("stop", "sweep.yaml", change_yaml("locations", []), r"sweep.yaml: locations has no paths.data, but config has"),
     (
         "stop",
@@ -951,7 +966,7 @@ FAULTS = [
         change_yaml("fixed_params|heatmap.sigma", "0.04"),
         r"sweep.yaml: fixed_params has heatmap.sigma=0.04, but its ov",
     ),
-    ("held", "sweep.yaml", change_yaml("fixed_params", {}), r"journal.log: trial 0 has not drawn heatmap.sigma"),
+    ("held", "sweep.yaml", change_yaml("fixed_params", {}), r"journal.log: trial 0 has no value for heatmap.sigma"),
     ("held", "sweep.yaml", change_yaml("fixed_params|optimizer.lr", 0.001), r"sweep.yaml"),
     (
         "held_conditional",
@@ -963,7 +978,7 @@ FAULTS = [
         "held_conditional",
         "sweep.yaml",
         change_yaml("fixed_params", {}),
-        r"journal.log: trial 0 has not drawn model/decoder",
+        r"journal.log: trial 0 has no value for model/decoder",
     ),
     ("max", "sweep.yaml", change_yaml("config|sweep|mode", "min"), r"sweep.yaml.*sweep.mode=min"),
     ("max", "sweep.yaml", change_yaml("config|sweep|metric", METRIC), r"sweep.yaml.*sweep.metric=val/pa_mpjpe_mm"),
@@ -1040,7 +1055,9 @@ def test_a_trial_whose_folder_was_renamed_is_found(swept):
         found = list_texts(audit(folder.parent))
     finally:
         (folder / "trial_0099").rename(folder / "trial_0001")
-    assert {"tensorboard/trial_0099 is of no trial that began", "tensorboard/trial_0001 is missing"} == {*found}
+    assert {"tensorboard/trial_0099 belongs to no trial that was started", "tensorboard/trial_0001 is missing"} == {
+        *found
+    }
 
 
 def test_a_promotion_that_should_have_come_first_is_found(swept, tmp_path):
@@ -1059,7 +1076,7 @@ def test_a_promotion_that_should_have_come_first_is_found(swept, tmp_path):
     split = [*split[: begun[0]], *moved, *split[begun[0] : asked], *split[asked + 2 :]]
     (folder / EVENTS).write_text("".join(split))
     found = list_texts(audit(folder))
-    assert any("asks for a new trial, but trial" in text and "is promoted first" in text for text in found)
+    assert any("suggests a new trial, but trial" in text and "must be promoted first" in text for text in found)
 
 
 def test_a_folder_without_a_sweep_is_a_mistake(tmp_path):

@@ -74,7 +74,7 @@ def test_a_node_that_does_not_see_the_folder_costs_no_trial_and_lets_no_sweep_be
     swept.finish()
     found = count_events(swept.events())
     assert found["trials_given_up"] == found["values_wrong"] == 0
-    assert found["nodes_set_aside"] == 1
+    assert found["nodes_quarantined"] == 1
     assert not audit(shared / "sweep")
 
     another = ClusterDrill(cluster, shared / "another", num_trials=12, num_workers=1)

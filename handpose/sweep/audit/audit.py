@@ -65,6 +65,18 @@ _NUM_ATTEMPTS = 5
 """Audits of a running sweep are repeated this often, to drop findings caused by a write in progress."""
 
 
+_DESCRIPTION = """\
+Check that no result of a sweep was lost, repeated or changed. The audit compares the files of the sweep with each
+other. It also repeats the decisions of the scheduler, those about retries, budgets and constraints, and the choice of
+the winner. It changes nothing.
+
+  python -m handpose.sweep.audit outputs/sweeps/NAME
+
+Each finding is one sentence under one of three headings: lost (something is missing), repeated (something exists twice)
+or wrong (two files contradict each other). The exit status is 1 if there is a finding, else 0.
+"""
+
+
 class Findings(NamedTuple):
     """Findings of an audit. Each one is a sentence that names the file and the place in it.
 
@@ -89,7 +101,7 @@ def audit(folder: Path) -> Findings:
         UserError: the folder holds no sweep.
     """
     if not (folder / "sweep.yaml").is_file() and not (folder / EVENTS_FILE).is_file():
-        raise UserError(f"{folder} has no sweep: there is neither sweep.yaml nor {EVENTS_FILE} in it")
+        raise UserError(f"{folder} has no sweep: it contains neither sweep.yaml nor {EVENTS_FILE}")
     found = list(dict.fromkeys(_audit_once(folder)))
     for _ in range(_NUM_ATTEMPTS):
         if not found or not _is_locked(folder):
@@ -209,22 +221,22 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     for key in {**written, **now}:
         is_compared = key.startswith(_COMPARED) and not key.startswith(_IGNORED_KEYS)
         if is_compared and written.get(key) != now.get(key):
-            yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but its overrides make it {now.get(key)}")
+            yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but its overrides give {now.get(key)}")
     for key, value in task.fixed.items():
         if not is_same(value, task.defaults.get(key.lstrip("+"))):
             made = task.defaults.get(key.lstrip("+"))
-            yield Wrong(f"sweep.yaml: fixed_params has {key}={value}, but its overrides make it {made}")
+            yield Wrong(f"sweep.yaml: fixed_params has {key}={value}, but its overrides give {made}")
     given = dict(each.partition("=")[::2] for each in record["locations"])
     overridden = {each.partition("=")[0] for each in record["overrides"]}
     for key in sorted({"paths.data", "paths.output", "paths.packed"} - overridden):
         if key not in given:
             yield Lost(f"sweep.yaml: locations has no {key}, but config has {written.get(key)}")
         elif str(written.get(key)) != given[key].strip("'"):
-            yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but its locations {given[key]}")
+            yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but locations has {given[key]}")
     choices = compose_choices(record["overrides"])
     for group, theirs, ours in find_differences(rename_options(record["choices"]), rename_options(choices)):
         if not group.startswith("hydra"):
-            yield Wrong(f"sweep.yaml: choices has {group}={theirs}, but its overrides make it {ours}")
+            yield Wrong(f"sweep.yaml: choices has {group}={theirs}, but its overrides give {ours}")
 
 
 def compose_choices(overrides: Sequence[str]) -> dict[str, Any]:
@@ -236,10 +248,8 @@ def compose_choices(overrides: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Print the findings; exit with status 1 if there are any."""
-    parser = make_parser(
-        "handpose.sweep.audit", "Compare the files of a sweep with each other and repeat its decisions."
-    )
-    parser.add_argument("folder", type=Path, help="folder of the sweep, such as outputs/sweeps/NAME")
+    parser = make_parser("handpose.sweep.audit", _DESCRIPTION)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the sweep, such as outputs/sweeps/NAME")
     given = parser.parse_args()
     with exit_on_user_error():
         found = audit(given.folder.resolve())

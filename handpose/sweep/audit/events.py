@@ -46,7 +46,7 @@ From this format on, `opened` never has more trials than a finite space has poin
 
 @dataclass(frozen=True)
 class AuditFinding:
-    """Something in a sweep that is not as it should be: a sentence that names the file and the place in it."""
+    """A problem in the files of a sweep: a sentence that names the file and the place in it."""
 
     text: str
 
@@ -116,7 +116,7 @@ class ReplayResult:
     findings: list[AuditFinding] = field(default_factory=list)
 
     def get_row(self, trial: int, index: int) -> TrialRow:
-        """Return the row of a trial after the event with this index in `events`, not before it was asked for."""
+        """Return the row of a trial after the event with this index in `events`. The trial must exist by then."""
         return next(row for at, row in reversed(self.rows[trial]) if at <= index)
 
     @property
@@ -177,7 +177,7 @@ def replay_events(
         if line.event is not None:
             readable.append((line.number, line.event))
         else:
-            problem = line.problem or "is torn: it has no line end"
+            problem = line.problem or "is incomplete: it has no line break"
             replayed.findings.append(Wrong(f"{label}{EVENTS_FILE}: line {line.number} {problem}"))
     checks = _EventChecker(replayed, settings, expected, f"{label}{EVENTS_FILE}")
     closing = _find_closing_events(readable)
@@ -263,7 +263,9 @@ class _EventChecker:
                 self._check_failed(event, following)
             case NodeQuarantined():
                 has_failed = isinstance(self._last, SegmentFailed) and self._last.node == event.node
-                self._require(has_failed, f"sets node {event.node} aside, although no trial has just failed there")
+                self._require(
+                    has_failed, f"quarantines node {event.node}, but the event before is no failure on this node"
+                )
             case TrialEnded():
                 self._check_ended(event, is_last=not following, is_closing=is_closing)
             case SweepClosed():
@@ -275,7 +277,7 @@ class _EventChecker:
     def check_end(self) -> None:
         """Check the replay after the last event."""
         if self._last is None:
-            self._replayed.findings.append(Lost(f"{self._label} holds no events"))
+            self._replayed.findings.append(Lost(f"{self._label} contains no events"))
 
     def _check_and_apply(self, line: int, event: Event) -> None:
         """Repeat the decision of an event and apply the event as recorded, even if the decision differs."""
@@ -285,11 +287,11 @@ class _EventChecker:
         except UserError as error:
             self._add(Wrong, str(error).partition(f"line {line} ")[2].partition(";")[0])
         except (KeyError, ValueError, AssertionError) as error:  # from a scheduler that wrong earlier events confused
-            self._add(Wrong, f"cannot follow what is before it ({type(error).__name__}: {error})")
+            self._add(Wrong, f"cannot be checked against the events before it ({type(error).__name__}: {error})")
         try:
             history.apply(event)
         except (KeyError, ValueError, AssertionError) as error:
-            self._add(Wrong, f"cannot be applied to what is before it ({type(error).__name__}: {error})")
+            self._add(Wrong, f"cannot follow the events before it ({type(error).__name__}: {error})")
 
     def _record_result(self, event: Event) -> None:
         replayed, history = self._replayed, self._history
@@ -316,18 +318,18 @@ class _EventChecker:
 
     def _check_order(self, event: Event) -> None:
         last, before = self._last, self._history.at
-        self._require(
-            event.at >= before, f"is of {event.at} s, but the line before it of {before} s: time runs backwards"
-        )
-        self._require(event.at >= 0, f"is of {event.at} s, before the sweep began")
+        name = f"has the time {event.at} s"
+        self._require(event.at >= before, f"{name}, which is earlier than the time of the line before, {before} s")
+        self._require(event.at >= 0, f"{name}, but the time of an event is never negative")
         if isinstance(event, SweepOpened):
             return
         if last is None:
-            self._add(Lost, "is the first one, but the events of a sweep begin with 'sweep_opened'")
+            self._add(Lost, "is the first event, but the first event of a sweep must be 'sweep_opened'")
         if isinstance(last, TrialSuggested) and not (isinstance(event, SegmentStarted) and event.trial == last.trial):
-            self._add(Wrong, f"is between 'trial_suggested' and 'segment_started' of trial {last.trial}")
+            said = f"is between 'trial_suggested' and 'segment_started' of trial {last.trial}"
+            self._add(Wrong, f"{said}, which must follow each other directly")
         if isinstance(last, SweepClosed):
-            self._add(Wrong, "follows 'sweep_closed', after which there can only be 'sweep_opened'")
+            self._add(Wrong, "follows 'sweep_closed', after which only 'sweep_opened' is possible")
 
     def _check_opened(self, event: SweepOpened) -> None:
         settings, self._version = self._settings, event.version
@@ -336,10 +338,10 @@ class _EventChecker:
         if num_points is not None:
             capped = {min(each, num_points) for each in possible}
             possible = capped if event.version >= _FORMAT_WITH_SPENT else possible | capped
-        said = f"opens the sweep for {event.num_trials} trials"
-        self._require(event.num_trials in possible, f"{said}, but its configuration has {min(possible)}")
-        self._require(event != self._last, "opens the sweep again at the same moment", Repeated)
-        self._require(event.num_trials >= 1, said)
+        said = f"opens the sweep with {event.num_trials} trials"
+        self._require(event.num_trials in possible, f"{said}, but the configuration has {min(possible)}")
+        self._require(event != self._last, "repeats the 'sweep_opened' event of the line before", Repeated)
+        self._require(event.num_trials >= 1, f"{said}, but a sweep has at least 1 trial")
         gpus_per_trial, workers = settings.gpus_per_trial, settings.workers_per_trial
         if gpus_per_trial == "auto":
             is_possible = event.gpus >= 0
@@ -349,17 +351,17 @@ class _EventChecker:
 
     def _check_suggested(self, event: TrialSuggested) -> None:
         history = self._history
-        number, name = self._expected.first_number + len(history.trials), f"asks for trial {event.trial}"
-        self._require(event.trial == number, f"{name}, but trial {number} is the next", Lost)
+        number, name = self._expected.first_number + len(history.trials), f"suggests trial {event.trial}"
+        self._require(event.trial == number, f"{name}, but the next trial is {number}", Lost)
         self._require(history.can_start_trial, f"{name}, but the sweep has only {history.num_trials} trials")
-        self._check_no_retry_is_due("asks for a new trial")
+        self._check_no_retry_is_due("suggests a new trial")
         promoted = history.choose_trial_to_resume()
         if promoted is not None:
-            self._add(Wrong, f"asks for a new trial, but trial {promoted.trial} is promoted first")
+            self._add(Wrong, f"suggests a new trial, but trial {promoted.trial} must be promoted first")
         params = self._expected.params(event.trial)
         if params is not None and (differences := list(find_differences(dict(event.params), params))):
-            said = "; ".join(f"{place} is {ours}, and was {theirs}" for place, ours, theirs in differences)
-            self._add(Wrong, f"has other parameters of trial {event.trial} than were proposed: {said}")
+            said = "; ".join(f"{place} is {ours} instead of {theirs}" for place, ours, theirs in differences)
+            self._add(Wrong, f"{name} with other parameters than the study has: {said}")
 
     def _check_no_retry_is_due(self, what: str, *, than: int | None = None) -> None:
         """Report a trial whose retry was due at the time of the previous event, and should have started first.
@@ -370,21 +372,24 @@ class _EventChecker:
         """
         ready = self._history.find_trial_to_retry(self._history.at)
         if ready is not None and (than is None or ready < than):
-            self._add(Wrong, f"{what}, but trial {ready} is tried again first")
+            self._add(Wrong, f"{what}, but trial {ready} must be retried first")
 
     def _check_started(self, event: SegmentStarted) -> None:
-        trial, name = self._history.trials[event.trial], f"begins trial {event.trial}"
+        trial, name = self._history.trials[event.trial], f"starts trial {event.trial}"
         if trial.row.state == "paused":
             self._check_no_retry_is_due(f"promotes trial {event.trial}")
         elif not (isinstance(self._last, TrialSuggested) and self._last.trial == event.trial):
             self._check_no_retry_is_due(name, than=event.trial)
             is_due = trial.retry_at <= event.at
-            self._require(is_due, f"{name} at {event.at} s, but it is tried again from {trial.retry_at} s on")
+            self._require(is_due, f"{name} at {event.at} s, but its retry is due at {trial.retry_at} s")
         segment = trial.num_segments + 1
-        self._require(event.segment == segment, f"{name} for segment {event.segment}, but {segment} is the next")
-        self._require(event.gpus == trial.gpus, f"{name} with {event.gpus} GPUs, but its share is {trial.gpus}")
+        self._require(
+            event.segment == segment, f"{name} with segment {event.segment}, but its next segment is {segment}"
+        )
+        self._require(event.gpus == trial.gpus, f"{name} with gpus={event.gpus}, but it was assigned gpus={trial.gpus}")
         is_own = (event.source, event.params, event.checkpoint) == (None, None, None)
-        self._require(is_own or trial.row.state == "paused", f"{name} from another trial, although it was not promoted")
+        said = f"{name} from another trial, although trial {event.trial} was not paused"
+        self._require(is_own or trial.row.state == "paused", said)
         if event.checkpoint is not None:
             self._check_source_checkpoint(event, event.checkpoint)
         else:
@@ -402,7 +407,8 @@ class _EventChecker:
         if event.epoch == newest:
             return
         if not newest < event.epoch <= row.epochs:
-            said = f"begins trial {event.trial} at epoch {event.epoch}, but its newest checkpoint is of {newest}"
+            known = f"its newest checkpoint is from epoch {newest}" if newest else "it has no checkpoint"
+            said = f"starts trial {event.trial} at epoch {event.epoch}, but {known}"
             self._add(Repeated if event.epoch < newest else Wrong, said)
             return
         self._replayed.adopted_trials.add(event.trial)
@@ -417,11 +423,11 @@ class _EventChecker:
 
     def _check_source_checkpoint(self, event: SegmentStarted, checkpoint: CheckpointRecord) -> None:
         file = f"{CHECKPOINTS_FOLDER}/{make_run_name(event.trial)}/segment_{event.segment}_of_{event.source}.ckpt"
-        name = f"begins trial {event.trial}"
+        name = f"starts trial {event.trial}"
         is_named_so = upgrade_checkpoint_name(checkpoint.file) == file
-        self._require(is_named_so, f"{name} from {checkpoint.file}, which must be {file}")
+        self._require(is_named_so, f"{name} from {checkpoint.file}, but the file must be {file}")
         is_same_epoch = checkpoint.epoch == event.epoch
-        self._require(is_same_epoch, f"{name} at epoch {event.epoch} from a checkpoint of {checkpoint.epoch}")
+        self._require(is_same_epoch, f"{name} at epoch {event.epoch} from a checkpoint of epoch {checkpoint.epoch}")
         theirs = self._history.retention.list_checkpoints(event.source) if event.source in self._history.trials else []
         is_theirs = any(replace(each, file=checkpoint.file) == checkpoint for each in theirs)
         is_theirs = is_theirs or event.source in self._replayed.adopted_trials
@@ -431,27 +437,31 @@ class _EventChecker:
 
     def _check_measured(self, event: CostsMeasured) -> None:
         trial = self._history.trials[event.trial]
-        self._require(not trial.row.costs, f"measures trial {event.trial} again", Repeated)
-        if set(self._expected.limits) - set(event.costs):
-            self._add(Lost, f"lacks costs of trial {event.trial} that are limited")
+        self._require(not trial.row.costs, f"repeats the costs of trial {event.trial}", Repeated)
+        if missing := set(self._expected.limits) - set(event.costs):
+            self._add(Lost, f"lacks constrained costs of trial {event.trial}: {', '.join(sorted(missing))}")
             return
         limits, second = self._expected.limits, self._settings.second_objective
         decision = "continue" if is_feasible(event.costs, limits, second) else "infeasible"
-        said = f"decides {event.decision} of the costs of trial {event.trial}, which are {decision}"
+        said = (
+            f"records the decision {event.decision!r} on the costs of trial {event.trial}, but they give {decision!r}"
+        )
         self._require(event.decision == decision, said)
 
     def _check_reported(self, event: EpochReported) -> None:
         trial, begun = self._history.trials[event.trial], self._last_begun[event.trial]
         every, before = self._expected.validation_interval, trial.row.epochs
-        following, name = (before // every + 1) * every, f"reports epoch {event.epoch} of"
-        self._require(event.epoch <= following, f"{name} trial {event.trial}, but {following} follows {before}", Lost)
-        self._require(event.epoch <= self._settings.max_epochs, f"{name} {self._settings.max_epochs}")
+        following, name = (before // every + 1) * every, f"reports epoch {event.epoch} of trial {event.trial}"
+        said = f"{name} after epoch {before}, but the report of epoch {following} is missing"
+        self._require(event.epoch <= following, said, Lost)
+        max_epochs = self._settings.max_epochs
+        self._require(event.epoch <= max_epochs, f"{name}, but sweep.max_epochs is {max_epochs}")
         if event.resumed_from != begun.epoch:
             kind = Repeated if event.resumed_from < begun.epoch else Wrong
-            said = f"reports that trial {event.trial} went on from epoch {event.resumed_from}"
-            self._add(kind, f"{said}, but its segment began at {begun.epoch}")
+            said = f"reports that trial {event.trial} resumed from epoch {event.resumed_from}"
+            self._add(kind, f"{said}, but its segment started at epoch {begun.epoch}")
         node = self._nodes.setdefault(event.trial, event.node)
-        said = f"reports trial {event.trial} from node {event.node}, but its segment runs on {node}"
+        said = f"reports trial {event.trial} from node {event.node}, but its segment runs on node {node}"
         self._require(event.node == node, said)
         if event.checkpoint is not None:
             self._check_reported_checkpoint(event, event.checkpoint, trial.num_segments)
@@ -463,39 +473,44 @@ class _EventChecker:
         name = upgrade_checkpoint_name(checkpoint.file)
         if self._settings.storage is not None:
             name = name.replace(f".{checkpoint.checksum:08x}.ckpt", ".ckpt")
-        said = f"has {checkpoint.file} as the checkpoint of trial {event.trial}, which must be {names[0]}"
+        said = f"names {checkpoint.file} as the checkpoint of trial {event.trial}, but the file must be {names[0]}"
         self._require(name in names, said)
         newest = max(self._newest_checkpoint_epochs.get(event.trial, 0), self._last_begun[event.trial].epoch)
-        if not newest < checkpoint.epoch <= event.epoch:
-            said = f"has a checkpoint of epoch {checkpoint.epoch} of trial {event.trial}"
-            self._add(Repeated if checkpoint.epoch <= newest else Wrong, f"{said}, after one of {newest}")
+        said = f"has a checkpoint of trial {event.trial} from epoch {checkpoint.epoch}"
+        is_newer = checkpoint.epoch > newest
+        self._require(is_newer, f"{said}, but the checkpoint before is from epoch {newest}", Repeated)
+        is_reached = checkpoint.epoch <= event.epoch
+        self._require(is_reached, f"{said}, but the trial has trained only {event.epoch} epochs")
         self._newest_checkpoint_epochs[event.trial] = max(newest, checkpoint.epoch)
 
     def _check_failed(self, event: SegmentFailed, following: Sequence[Event]) -> None:
         history = self._history
         node = self._nodes.get(event.trial, event.node)
-        said = f"fails trial {event.trial} on node {event.node}, but its segment runs on {node}"
+        said = f"records a failure of trial {event.trial} on node {event.node}, but its segment runs on node {node}"
         self._require(event.node in ("", node), said)
         is_quarantined = (
             bool(following) and isinstance(following[0], NodeQuarantined) and following[0].node == event.node
         )
         halts = history.should_halt(event.trial, event.kind)
         retry, gpus = history.decide_retry(event.trial, event.kind, node=event.node)
-        said = f"gives trial {event.trial} {event.gpus} GPUs from now on, but its share is {gpus}"
+        said = f"assigns gpus={event.gpus} to trial {event.trial}, but this failure gives it gpus={gpus}"
         self._require(event.gpus == gpus, said)
         if is_quarantined:
             nodes = {each.node for _, each in self._replayed.events if isinstance(each, (EpochReported, SegmentFailed))}
             capacity = NodeCapacity(dict.fromkeys(nodes, 1))  # of any trial on any node
             is_due = history.should_quarantine(event.trial, event.kind, event.node, capacity=capacity)
-            self._require(is_due, f"fails on node {event.node}, which is set aside too early")
+            said = f"records a failure of trial {event.trial} on node {event.node}"
+            self._require(is_due, f"{said}, after which the node is quarantined too early")
         if self._replayed.num_processes > 1:  # a resume may have changed the settings of retries
             return
-        said = f"{'tries again' if event.retry else 'gives up'} trial {event.trial} after {event.kind!r}"
+        verb, required = ("retries", "no retry") if event.retry else ("does not retry", "a retry")
+        said = f"{verb} trial {event.trial} after the failure {event.kind!r}, but the settings require {required}"
         is_right = event.retry == (retry or halts or is_quarantined)
-        self._require(is_right, f"{said}, against the settings of retries")
+        self._require(is_right, said)
         rest = following[is_quarantined:]
         if rest and halts != (rest[0] == SweepClosed(rest[0].at, "halted")):
-            self._add(Wrong, f"fails trial {event.trial}, and the sweep is {'not ' if halts else ''}given up then")
+            problem = "must be halted, but is not" if halts else "is halted, but must not be"
+            self._add(Wrong, f"records a failure of trial {event.trial}, after which the sweep {problem}")
 
     def _check_ended(self, event: TrialEnded, *, is_last: bool, is_closing: bool) -> None:
         row = self._history.table.rows[event.trial]
@@ -503,8 +518,8 @@ class _EventChecker:
         if row.state == "running":
             causes.add("" if row.epochs else NO_REPORT_CAUSE)
         if event.cause not in causes or event.state != ("failed" if event.cause else "stopped"):
-            said = f"ends trial {event.trial}, which is {row.state}, as {event.state} ({event.cause or 'no cause'})"
-            self._add(Wrong, said)
+            said = f"ends trial {event.trial} with the state {event.state!r} and the cause {event.cause!r}"
+            self._add(Wrong, f"{said}, but a trial that is {row.state} cannot end this way here")
         if is_closing and not isinstance(self._last, TrialEnded):
             self._check_nothing_left(event.at)
 
@@ -513,13 +528,13 @@ class _EventChecker:
         left = [number for number, trial in history.trials.items() if not trial.row.is_over]
         if event.reason == "finished":
             if left:
-                said = ", ".join(f"{number} is {history.table.rows[number].state}" for number in left)
-                self._add(Lost, f"closes the sweep as finished, but trial {said}")
+                said = ", ".join(f"trial {number} is {history.table.rows[number].state}" for number in left)
+                self._add(Lost, f"closes the sweep as finished, but {said}")
             elif not isinstance(self._last, TrialEnded):
                 self._check_nothing_left(event.at)
         elif event.reason == "spent":
             if not self._has_trials_left and not history.live["running"]:
-                self._add(Wrong, "closes the sweep for a spent budget, but it is finished: nothing is left to run")
+                self._add(Wrong, "closes the sweep for a spent budget, but no trial is left to run, so it is finished")
             if not self._is_budget_spent(event.at) and self._has_current_budgets:
                 self._add(Wrong, f"closes the sweep at {event.at} s for a spent budget, but no budget is spent")
         elif event.reason == "halted":
@@ -527,7 +542,10 @@ class _EventChecker:
                 isinstance(self._last, SegmentFailed) and self._last.retry
             )
             if not is_due or history.num_reports:
-                self._add(Wrong, "closes the sweep as halted, although no trial has just failed before any reported")
+                self._add(
+                    Wrong,
+                    "closes the sweep as halted, but this is possible only after a failure and before the first report",
+                )
 
     def _check_nothing_left(self, at: float) -> None:
         """Check that nothing is left to run in a sweep that is closed as finished.
@@ -540,8 +558,8 @@ class _EventChecker:
         if self._version < _FORMAT_WITH_SPENT and (self._is_budget_spent(at) or not self._has_current_budgets):
             return
         num_left = history.num_trials - len(history.trials)
-        what = f"{num_left} trials to begin" if history.can_start_trial else "trials to run"
-        self._add(Lost, f"finishes the sweep, but there are {what}")
+        what = f"{num_left} trials have not been started" if history.can_start_trial else "some trials are not over"
+        self._add(Lost, f"finishes the sweep, but {what}")
 
     @property
     def _has_trials_left(self) -> bool:
@@ -583,4 +601,4 @@ def find_differences(ours: Any, theirs: Any, place: str = "") -> Iterator[tuple[
         yield place, ours, theirs
 
 
-ABSENT_VALUE = "(nothing)"
+ABSENT_VALUE = "(missing)"

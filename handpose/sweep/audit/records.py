@@ -110,7 +110,7 @@ def _audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[Audit
             yield Lost(f"{label} is missing")
         return
     if is_truncated(file):
-        yield Wrong(f"{label} is truncated: it has no line end")
+        yield Wrong(f"{label} is truncated: its last line has no line break")
     try:
         header, lines = _read_csv(file)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -118,7 +118,7 @@ def _audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[Audit
         return
     numbers = [line[0] if line else "" for line in lines]
     for number in {each for each in numbers if numbers.count(each) > 1}:
-        yield Repeated(f"{label} has trial {number} {numbers.count(number)} times")
+        yield Repeated(f"{label} has {numbers.count(number)} rows of trial {number}")
     rows = {line[0]: dict(zip(header, line, strict=False)) for line in lines if line}
     expected = _make_table_at(replayed, _find_csv_moment(replayed, rows))
     with tempfile.TemporaryDirectory() as folder:
@@ -126,26 +126,26 @@ def _audit_csv(replayed: ReplayResult, file: Path, label: str) -> Iterator[Audit
         wanted_header, wanted_lines = _read_csv(Path(folder) / "trials.csv")
     wanted = {line[0]: dict(zip(wanted_header, line, strict=True)) for line in wanted_lines}
     if header != wanted_header:
-        yield Wrong(f"{label}: line 1 has the columns {', '.join(header)}, not {', '.join(wanted_header)}")
+        yield Wrong(f"{label}: line 1 names the columns {', '.join(header)} instead of {', '.join(wanted_header)}")
     if numbers != sorted(numbers, key=lambda number: (len(number), number)):
-        yield Wrong(f"{label}: the trials are not in order")
+        yield Wrong(f"{label}: the rows are not in the order of the trial numbers")
     for place, line in enumerate(lines, start=2):
         if len(line) != len(header):
-            yield Wrong(f"{label}: line {place} has {len(line)} cells of {len(header)}")
+            yield Wrong(f"{label}: line {place} has {len(line)} cells, but line 1 has {len(header)}")
             break
     yield from (Lost(f"{label} has no row of trial {number}") for number in wanted if number not in rows)
     has_commands = any(row.get("command") for row in rows.values())
     for number, cells in rows.items():
         if number not in wanted:
-            yield Wrong(f"{label} has a trial {number}, which {EVENTS_FILE} does not ask for")
+            yield Wrong(f"{label} has a row of trial {number}, which is not in {EVENTS_FILE}")
             continue
         row = expected.rows[int(number)]
         for name, cell in wanted[number].items():
             if name == "command" or (name == "seconds" and row.state == "running"):  # increases between reports
                 continue
             if cells.get(name) != cell:
-                said = f"{cells.get(name)!r}, where {EVENTS_FILE} has {cell!r}"
-                yield Wrong(f"{label}: trial {number} has {name} {said}")
+                said = f"{name}={cells.get(name)!r}, but {EVENTS_FILE} gives {cell!r}"
+                yield Wrong(f"{label}: trial {number} has {said}")
         if has_commands and not _is_same_command(cells.get("command", ""), row, replayed):
             yield Wrong(f"{label}: trial {number} has a command that does not train its parameters")
 
@@ -237,15 +237,16 @@ def _audit_study_settings(audited: AuditedSweep, study: optuna.Study, label: str
     names = [settings.metric, *filter(None, [settings.second_objective])]
     directions = [settings.target.mode, "min"][: len(names)]
     if [each.name.lower()[:3] for each in study.directions] != directions:
-        yield Wrong(f"{label}: its directions are {study.directions}, but the sweep's {', '.join(directions)}")
+        yield Wrong(f"{label} has the directions {study.directions}, but the sweep has {', '.join(directions)}")
     if study.metric_names != names:
-        yield Wrong(f"{label}: its values are {study.metric_names}, but the sweep's {', '.join(names)}")
+        yield Wrong(f"{label} has the objectives {study.metric_names}, but the sweep has {', '.join(names)}")
     brought = study.user_attrs.get("warm_start", [])
     num_brought = len(audited.task.config.searcher.get("warm_start") or [])
     if len(brought) != num_brought:
-        yield Wrong(f"{label}: it has learned from {len(brought)} sweeps, but sweep.yaml names {num_brought}")
-    if sum(each.get("brought", 0) for each in brought) != first:
-        yield Wrong(f"{label}: the sweep begins at trial {first}, but its warm start says otherwise")
+        yield Wrong(f"{label} was warm-started from {len(brought)} sweeps, but sweep.yaml names {num_brought}")
+    num_earlier = sum(each.get("brought", 0) for each in brought)
+    if num_earlier != first:
+        yield Wrong(f"{label}: the first trial of the sweep is {first}, but its warm start has {num_earlier} trials")
 
 
 def _audit_study_trials(
@@ -257,7 +258,7 @@ def _audit_study_trials(
     for number, trial in sorted(stored.items()):
         is_next = number == newest and not (replayed.is_closed and replayed.num_processes == 1)
         if number not in histories and not is_next and trial.state != TrialState.FAIL:
-            yield Repeated(f"{label} has a trial {number}, which {EVENTS_FILE} does not ask for")
+            yield Repeated(f"{label} has a trial {number}, which is not in {EVENTS_FILE}")
     lagging = replayed.events[-1][1] if replayed.events and not replayed.is_closed else None
     for number, history in histories.items():
         if number not in stored:
@@ -271,7 +272,7 @@ def _audit_study_trials(
     starts = [(number, trial.datetime_start) for number, trial in sorted(stored.items())]
     for (_, before), (number, start) in itertools.pairwise(starts):
         if before is not None and start is not None and (before - start).total_seconds() > _CLOCK_CHANGE_S:
-            yield Wrong(f"{label}: trial {number} began before the trial before it")
+            yield Wrong(f"{label}: trial {number} has an earlier start date than the trial before it")
 
 
 _CLOCK_CHANGE_S = 3 * 3600.0
@@ -293,8 +294,8 @@ def _audit_dates(trials: Sequence[FrozenTrial], replayed: ReplayResult, label: s
         return
     (earliest, one), (latest, other) = min(dated), max(dated)
     if (latest - earliest).total_seconds() > last - first + _CLOCK_CHANGE_S:
-        said = f"trial {one} has the date {earliest} and trial {other} {latest}"
-        yield Wrong(f"{label}: {said}, but by {EVENTS_FILE} the sweep took {last - first:.0f} s")
+        said = f"trial {one} has the date {earliest} and trial {other} has {latest}"
+        yield Wrong(f"{label}: {said}, but according to {EVENTS_FILE} the sweep took {last - first:.0f} s")
 
 
 def _audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: str) -> Iterator[AuditFinding]:
@@ -311,12 +312,12 @@ def _audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: 
         place_of = f"{label}: trial {trial.number}"
         for name in decided.keys() & trial.params.keys():
             if not is_same(decided[name], trial.params[name]):
-                said = f"{name} {trial.params[name]}, but {decided[name]} was decided"
+                said = f"{name}={trial.params[name]}, but was enqueued with {decided[name]}"
                 yield Wrong(f"{place_of} has {said}")
         if index < len(points) and not is_same(decided, points[index]):
-            yield Wrong(f"{place_of} was decided to be {decided}, but the plan has {points[index]}")
+            yield Wrong(f"{place_of} was enqueued with {decided}, but the plan of the study has {points[index]}")
         elif index >= len(points) and list_points() is None:
-            yield Lost(f"{place_of} was decided to be {decided}, which the plan does not have")
+            yield Lost(f"{place_of} was enqueued with {decided}, which is not in the plan of the study")
 
 
 _DECIDED = "fixed_params"
@@ -325,10 +326,10 @@ _DECIDED = "fixed_params"
 
 def _audit_study_params(place_of: str, trial: FrozenTrial, suggested: Params, space: Space) -> Iterator[AuditFinding]:
     for name, theirs, ours in find_differences(get_trial_params(trial), suggested):
-        yield Wrong(f"{place_of} has the parameter {name} {theirs}, but {EVENTS_FILE} has {ours}")
+        yield Wrong(f"{place_of} has the parameter {name}={theirs}, but {EVENTS_FILE} has {ours}")
     if isinstance(space, YamlSpace) and list(suggested) != list(space.expressions):
         searched = ", ".join(space.expressions)
-        yield Wrong(f"{place_of} has {', '.join(suggested)}, but {space.file.name} searches {searched}")
+        yield Wrong(f"{place_of} has the parameters {', '.join(suggested)}, but {space.file.name} searches {searched}")
     if not trial.params:
         return
     try:
@@ -337,24 +338,24 @@ def _audit_study_params(place_of: str, trial: FrozenTrial, suggested: Params, sp
         yield Wrong(f"{place_of}: {error}")
         return
     for name in trial.params.keys() - placed.draws.keys():
-        yield Wrong(f"{place_of} has drawn {name}, which {space.file.name} does not search")
+        yield Wrong(f"{place_of} has a value for {name}, which {space.file.name} does not search")
     for name in placed.out_of_range:
-        yield Wrong(f"{place_of} has {name} {trial.params[name]}, which {space.file.name} does not have")
+        yield Wrong(f"{place_of} has {name}={trial.params[name]}, which is not among the values in {space.file.name}")
     for name in placed.missing:
-        yield Lost(f"{place_of} has not drawn {name}, which {space.file.name} searches")
+        yield Lost(f"{place_of} has no value for {name}, which {space.file.name} searches")
     declared: Mapping[str, BaseDistribution] = (
         space.parameters if isinstance(space, YamlSpace) else placed.distributions
     )
     for name, distribution in trial.distributions.items():
         if name in declared and distribution_to_json(declared[name]) != distribution_to_json(distribution):
-            yield Wrong(f"{place_of} drew {name} from {distribution}, but {space.file.name} has {declared[name]}")
+            yield Wrong(f"{place_of} has {name} drawn from {distribution}, but {space.file.name} has {declared[name]}")
     for name in placed.draws.keys() & trial.params.keys() - {*placed.out_of_range}:
         theirs, ours = trial.params[name], placed.draws[name]
         if isinstance(placed.distributions[name], CategoricalDistribution) and not is_same(theirs, ours):
-            yield Wrong(f"{place_of} has {name} as {theirs!r}, but {space.file.name} makes it {ours!r}")
+            yield Wrong(f"{place_of} has {name}={theirs!r}, but {space.file.name} has {ours!r}")
     if PARAMS_ATTRIBUTE in trial.user_attrs and not placed.out_of_range:
         for name, theirs, ours in find_differences(dict(trial.user_attrs[PARAMS_ATTRIBUTE]), placed.params):
-            yield Wrong(f"{place_of} has {name} {theirs}, but its draws make it {ours}")
+            yield Wrong(f"{place_of} has {name}={theirs}, but its drawn values give {ours}")
 
 
 def _audit_study_outcome(
@@ -374,17 +375,17 @@ def _audit_study_outcome(
         name: value for name, value in attributes.items() if name in COST_NAMES or name.startswith("constraints:")
     }
     for name, theirs, ours in find_differences(stored, wanted):
-        yield Wrong(f"{place_of} has {name} {theirs}, but {EVENTS_FILE} has {ours}")
+        yield Wrong(f"{place_of} has {name}={theirs}, but {EVENTS_FILE} has {ours}")
     state, values = _get_expected_outcome(snapshot, audited.settings.second_objective)
     was_killed = trial.state == TrialState.WAITING and snapshot.state == "running" and not replayed.is_closed
     if trial.state != state and not was_killed:
-        yield Wrong(f"{place_of} is {trial.state.name}, but {snapshot.state} by {EVENTS_FILE}")
+        yield Wrong(f"{place_of} is {trial.state.name}, but {snapshot.state} according to {EVENTS_FILE}")
     elif trial.values != values:
-        yield Wrong(f"{place_of} ended with {trial.values}, but {EVENTS_FILE} has {values}")
+        yield Wrong(f"{place_of} has the final values {trial.values}, but {EVENTS_FILE} has {values}")
     if (trial.datetime_complete is not None) != state.is_finished() and trial.state == state:
-        yield Wrong(f"{place_of} has the time {trial.datetime_complete} as its end")
+        yield Wrong(f"{place_of} is {state.name}, but its completion date is {trial.datetime_complete}")
     if trial.duration is not None and trial.duration.total_seconds() < -_CLOCK_CHANGE_S:
-        yield Wrong(f"{place_of} ended before it began")
+        yield Wrong(f"{place_of} has a completion date before its start date")
 
 
 _STATES = {
@@ -420,13 +421,13 @@ def _get_expected_outcome(
 def _audit_journal(
     replayed: ReplayResult, file: Path, *, num_before: int, limits: Mapping[str, float], label: str
 ) -> Iterator[AuditFinding]:
-    """Check the lines of journal.log: none is torn or repeated, and they follow the events."""
+    """Check the lines of journal.log: none is incomplete or repeated, and they follow the events."""
     done: list[tuple[int, _JournalAct]] = []
     seen: set[_JournalAct] = set()
     last_state: dict[int, object] = {}
     content = file.read_bytes()
     if content and not content.endswith(b"\n") and replayed.is_closed:
-        yield Wrong(f"{label}: its last line is torn")
+        yield Wrong(f"{label}: the last line is incomplete: it has no line break")
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             act = kind, trial, what = _parse_act(json.loads(line))
@@ -436,7 +437,7 @@ def _audit_journal(
         done.append((number, act))
         is_again = last_state.get(trial) == what if kind == "state" else act in seen and kind != "created"
         if is_again:
-            yield Repeated(f"{label}: line {number} says again that {_format_act(act)}")
+            yield Repeated(f"{label}: line {number} repeats {_format_act(act)}")
         seen.add(act)
         if kind == "state":
             last_state[trial] = what
@@ -468,9 +469,16 @@ def _parse_act(line: Mapping[str, Any]) -> _JournalAct:
 
 def _format_act(act: _JournalAct) -> str:
     kind, trial, what = act
-    if kind == "state":
-        return f"trial {trial} is {getattr(what, 'name', what)}"
-    return f"trial {trial} has its {kind} {what}" if kind != "study" else f"the study has {what}"
+    match kind:
+        case "created":
+            return "the creation of a trial"
+        case "state":
+            return f"the state {getattr(what, 'name', what)} of trial {trial}"
+        case "value":
+            return f"the value of trial {trial} at epoch {what}"
+        case "attribute":
+            return f"the attribute {what} of trial {trial}"
+    return f"the operation {what} on the study"
 
 
 def _list_expected_acts(replayed: ReplayResult, limits: Mapping[str, float]) -> Iterator[_JournalAct]:
@@ -523,13 +531,13 @@ def _audit_act_order(
     for (number, act), each in zip(done, wanted, strict=False):
         if act[0] != each[0] or (act[0] != "created" and act != each):
             yield Wrong(
-                f"{label}: line {number} says that {_format_act(act)}, where {EVENTS_FILE} says that "
-                f"{_format_act(each)}"
+                f"{label}: line {number} records {_format_act(act)}, but according to {EVENTS_FILE} "
+                f"{_format_act(each)} comes next"
             )
             return
     if len(done) != len(wanted):
         kind = Lost if len(done) < len(wanted) else Repeated
-        yield kind(f"{label} has {len(done)} lines about trials, but {EVENTS_FILE} makes {len(wanted)}")
+        yield kind(f"{label} has {len(done)} lines about trials, but {EVENTS_FILE} gives {len(wanted)}")
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
@@ -552,7 +560,7 @@ def _audit_tensorboard(
     begun = [number for number, trial in replayed.history.trials.items() if trial.num_segments]
     runs = {each.name for each in folder.iterdir() if each.is_dir()}
     for name in sorted(runs - {make_run_name(number) for number in begun}):
-        yield Wrong(f"{label}/{name} is of no trial that began")
+        yield Wrong(f"{label}/{name} belongs to no trial that was started")
     wanted = _collect_scalars(replayed)
     for number in begun:
         name = make_run_name(number)
@@ -573,7 +581,7 @@ def _audit_tensorboard(
         if in_tab:
             yield from _compare_params(place_of, params, replayed, number)
             if not has_end and _has_certain_end(replayed, number):
-                yield Lost(f"{place_of} does not say that the trial is over, which {EVENTS_FILE} does")
+                yield Lost(f"{place_of} does not show that the trial is over, although {EVENTS_FILE} does")
 
 
 def _has_certain_end(replayed: ReplayResult, number: int) -> bool:
@@ -672,7 +680,7 @@ def _compare_params(
         return
     state = row.state if row.is_over else NOT_OVER
     if shown.get(STATE) != state and not (is_last and shown.get(STATE) == NOT_OVER):
-        yield Wrong(f"{place_of} shows the state {shown.get(STATE)}, but it is {state}")
+        yield Wrong(f"{place_of} shows the state {shown.get(STATE)}, but {EVENTS_FILE} gives {state}")
     keys = (
         {key for each in replayed.history.table.rows.values() for key in each.params}
         if replayed.is_closed
@@ -681,7 +689,7 @@ def _compare_params(
     for key in {*keys, *shown} - {STATE}:
         value, theirs = row.params.get(key, ABSENT), shown.get(key, ABSENT)
         if theirs != value and theirs != to_column_value(value, "word"):
-            yield Wrong(f"{place_of} shows {key} {theirs}, but it is {value}")
+            yield Wrong(f"{place_of} shows {key}={theirs}, but {EVENTS_FILE} gives {value}")
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -704,7 +712,7 @@ def _audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Iter
             continue
         for checkpoint in held:
             if not (folder / checkpoint.file).is_file():
-                yield Lost(f"{label}{checkpoint.file} is missing, which {EVENTS_FILE} has of trial {number}")
+                yield Lost(f"{label}{checkpoint.file} is missing, although {EVENTS_FILE} lists it for trial {number}")
             elif not is_intact(checkpoint, folder):
-                said = f"is damaged: it is not what {EVENTS_FILE} has of trial {number} after epoch {checkpoint.epoch}"
-                yield Wrong(f"{label}{checkpoint.file} {said}")
+                said = f"the size or checksum that {EVENTS_FILE} has for trial {number} at epoch {checkpoint.epoch}"
+                yield Wrong(f"{label}{checkpoint.file} is damaged: it does not have {said}")

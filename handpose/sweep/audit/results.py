@@ -66,7 +66,7 @@ def audit_results(audited: AuditedSweep, replayed: ReplayResult) -> Iterator[Aud
     settings = ("sweep.yaml", f"{CONFIRM_FOLDER}/sweep.yaml", "retrain/config.yaml")
     for name in (*settings, _BEST, _CONFIRMED, NEXT_SPACE_FILE, REPORT_FILE):
         if is_truncated(folder / name):
-            yield Wrong(f"{name} is truncated: it has no line end")
+            yield Wrong(f"{name} is truncated: its last line has no line break")
     yield from _audit_retraining(folder, sweep)
     yield from _audit_report(folder, task)
 
@@ -110,10 +110,10 @@ def _audit_confirm_sweep(audited: AuditedSweep) -> ReplayResult:
     elif record:
         origin = {key: value for key, value in record.items() if key not in ("confirms", "format", PROCESS_MB)}
         for name, theirs, ours in find_differences(origin, dict(task.origin or {})):
-            found.append(Wrong(f"{label}sweep.yaml has {name} {theirs}, but sweep.yaml has {ours}"))
+            found.append(Wrong(f"{label}sweep.yaml has {name}={theirs}, but sweep.yaml has {ours}"))
         confirms = str(record.get("confirms"))
         if Path(confirms).name != sweep.name and confirms != str(folder.parent):
-            found.append(Wrong(f"{label}sweep.yaml confirms {confirms}, which is another sweep"))
+            found.append(Wrong(f"{label}sweep.yaml has confirms={confirms}, which is another sweep"))
     found += audit_trial_files(confirming, settings, label, in_tab=False)
     return confirming
 
@@ -124,7 +124,7 @@ def _audit_space_copy(folder: Path) -> Iterator[AuditFinding]:
         if not (folder / name).is_file():
             yield Lost(f"{name} is missing")
         elif (folder / name).read_bytes() != file.read_bytes():
-            yield Wrong(f"{name} is not search_space/{file.name}")
+            yield Wrong(f"{name} differs from search_space/{file.name}")
 
 
 def _audit_winner_files(
@@ -135,7 +135,7 @@ def _audit_winner_files(
     if table is None:
         for name in (_RUNS, _BEST):
             if (folder / name).is_file():
-                yield Wrong(f"{name} is there, although {EVENTS_FILE} does not say that the sweep has ended")
+                yield Wrong(f"{name} exists, but according to {EVENTS_FILE} the sweep has not ended")
         return
     try:
         confirmed = read_yaml(folder / _CONFIRMED) or None
@@ -144,13 +144,13 @@ def _audit_winner_files(
         return
     yield from _audit_confirm_runs(task, table, confirming)
     if confirmed is None and confirming.is_finished and (read_yaml(folder / _BEST).get("seeds") if is_over else None):
-        yield Lost(f"{_CONFIRMED} is missing, although {_BEST} is made of it")
+        yield Lost(f"{_CONFIRMED} is missing, although {_BEST} was made from it")
         return
     if confirmed is not None:
         try:
             yield from _audit_confirm_yaml(task, table, confirming, confirmed)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            yield Wrong(f"{_CONFIRMED} is not as a confirmation writes it ({type(error).__name__}: {error})")
+            yield Wrong(f"{_CONFIRMED} does not have the content of a confirmation ({type(error).__name__}: {error})")
             return
     yield from _audit_best_files(audited, table, confirmed, is_over=is_over)
 
@@ -164,9 +164,9 @@ def _audit_confirm_runs(task: SweepTask, table: TrialTable, confirming: ReplayRe
         if not any(is_same_value(drop_seed(params), each) for each in configurations):
             yield Wrong(f"{_RUNS}: run {number} has parameters that no trial of the sweep had")
         if params.get("seed") not in fresh:
-            yield Wrong(f"{_RUNS}: run {number} has the seed {params.get('seed')}, which is not fresh")
+            yield Wrong(f"{_RUNS}: run {number} has the seed {params.get('seed')}, which is not one of the new seeds")
         if any(is_same_value(params, each) for each in seen):
-            yield Repeated(f"{_RUNS}: run {number} has the parameters of one before it")
+            yield Repeated(f"{_RUNS}: run {number} repeats the parameters of an earlier run")
         seen.append(params)
 
 
@@ -175,11 +175,11 @@ def _audit_confirm_yaml(
 ) -> Iterator[AuditFinding]:
     name = f"{_CONFIRMED}"
     if not confirming.is_finished:
-        yield Wrong(f"{name} is there, although {_RUNS} does not say that its runs are finished")
+        yield Wrong(f"{name} exists, but according to {_RUNS} the runs are not finished")
     top_k = sum(each["label"] != "default" for each in confirmed["candidates"])
     chosen = choose_candidates(table, defaults=task.defaults, top_k=top_k)
     if not chosen:
-        yield Wrong(f"{name} is there, although no trial of the sweep has a value")
+        yield Wrong(f"{name} exists, but no trial of the sweep has a value")
         return
     seeds = choose_fresh_seeds(len(confirmed["seeds"]), table, task.defaults)
     wanted = list_runs(chosen, seeds)
@@ -187,11 +187,11 @@ def _audit_confirm_yaml(
     if confirming.num_processes == 1 and asked:
         for index, (one, other) in enumerate(itertools.zip_longest(asked, wanted)):
             if not is_same_value(one, other):
-                yield Wrong(f"{_RUNS}: run {index} is not what {name} and the sweep's table make it")
+                yield Wrong(f"{_RUNS}: run {index} has {one}, but {name} and the trials of the sweep give {other}")
                 break
     for params in wanted:
         if not any(is_same_value(params, each) for each in asked):
-            yield Lost(f"{_RUNS} has no run of {params}")
+            yield Lost(f"{_RUNS} has no run with {params}")
     trained = confirming.final_tables[-1] if confirming.final_tables else confirming.history.table
     summary = yaml.safe_load(yaml.safe_dump(summarise_confirmation(chosen, seeds, trained)))
     for place, theirs, ours in find_differences(dict(confirmed), summary):
@@ -210,12 +210,12 @@ def _audit_best_files(
         winner = select_winner(table, folder=folder, confirmed=confirmed)
     except (NoWinnerError, KeyError) as error:
         if (folder / _BEST).is_file():
-            yield Wrong(f"{_BEST} is there, but {error}")
+            yield Wrong(f"{_BEST} exists, but {error}")
         return
     if not (folder / _BEST).is_file():
         for name in ("retrain", "front", REPORT_FILE):
             if is_over and _is_not_older(folder / name, folder / EVENTS_FILE):
-                yield Lost(f"{_BEST} is missing, although {name} is there")
+                yield Lost(f"{_BEST} is missing, although {name} exists")
                 break
         return
     with tempfile.TemporaryDirectory() as place:
@@ -231,7 +231,7 @@ def _audit_best_files(
         there = sorted(each.relative_to(folder).as_posix() for each in (folder / "front").glob("*.yaml"))
         for name in sorted({*wanted, *there}):
             if name not in wanted:
-                yield Wrong(f"{name} is of a trial that is not on the front")
+                yield Wrong(f"{name} belongs to a trial that is not on the Pareto front")
             elif not (folder / name).is_file():
                 yield Lost(f"{name} is missing")
             else:
@@ -251,13 +251,13 @@ def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: Sweep
     words = shlex.split(str(there.pop("command", "")))
     wanted.pop("command")
     if words[:2] != ["python", "train.py"] or len(words) != 3 or not _is_best(words[2], name, sweep):
-        yield Wrong(f"{name}: command is {shlex.join(words)}, which does not train it")
+        yield Wrong(f"{name}: command is {shlex.join(words)}, which does not train the configuration of this file")
     for content in (there, wanted):  # a resume may have changed the paths
         content["overrides"] = [
             each for each in content.get("overrides") or [] if not str(each).startswith(("paths.", "data.root="))
         ]
     for place, theirs, ours in find_differences(there, wanted):
-        yield Wrong(f"{name}: {place} is {theirs}, but sweep.yaml and {EVENTS_FILE} make it {ours}")
+        yield Wrong(f"{name}: {place} is {theirs}, but sweep.yaml and {EVENTS_FILE} give {ours}")
 
 
 def _is_best(override: str, name: str, sweep: SweepSettings) -> bool:
@@ -288,22 +288,22 @@ def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[AuditFindi
         if is_begun:
             yield Lost("retrain/overrides.json is missing")
     elif not best:
-        yield Lost(f"{_BEST} is missing, although retrain/ is there")
+        yield Lost(f"{_BEST} is missing, although retrain/ exists")
     elif [each for each in overrides if each != "train_on_val=true"] != best.get("overrides"):
-        yield Wrong(f"retrain/overrides.json is of another configuration than {_BEST}")
+        yield Wrong(f"retrain/overrides.json belongs to another configuration than {_BEST}")
     if not config and (overrides is not None or metrics is not None):
         yield Lost("retrain/config.yaml is missing")
     elif config and best.get("configuration"):
         yield from _audit_retrain_config(config, best["configuration"], overrides or [])
         if config.get("best") is not None and not _is_best(f"best={config['best']}", _BEST, sweep):
-            yield Wrong(f"retrain/config.yaml has best {config['best']}, which is of another sweep")
+            yield Wrong(f"retrain/config.yaml has best={config['best']}, which belongs to another sweep")
     for file in (place / "checkpoints").glob("*.ckpt"):
         if not _is_intact_archive(file):
             yield Wrong(f"retrain/checkpoints/{file.name} is damaged")
     if metrics is not None:
         yield from _audit_retrain_metrics(place, metrics)
     elif _is_not_older(folder / REPORT_FILE, folder / _BEST) and (place / _PREDICTIONS).is_file():
-        yield Lost(f"retrain/metrics.json is missing, although {REPORT_FILE} is there")
+        yield Lost(f"retrain/metrics.json is missing, although {REPORT_FILE} exists")
 
 
 def _is_intact_archive(file: Path) -> bool:
@@ -338,10 +338,12 @@ def _audit_retrain_config(
         if is_same_value(theirs, ours):
             continue
         if key not in _DEVICE_KEYS or (key == "data.batch_size" and theirs * _num_devices(config) != ours):
-            yield Wrong(f"retrain/config.yaml has {key} {theirs}, but {_BEST} has {ours}")
+            yield Wrong(f"retrain/config.yaml has {key}={theirs}, but {_BEST} has {ours}")
     is_on_val = "train_on_val=true" in overrides
     if config.get("train_on_val") not in (is_on_val, None):
-        yield Wrong(f"retrain/config.yaml has train_on_val {config.get('train_on_val')}")
+        yield Wrong(
+            f"retrain/config.yaml has train_on_val={config.get('train_on_val')}, but overrides.json gives {is_on_val}"
+        )
 
 
 def _num_devices(config: Mapping[str, Any]) -> int:
@@ -357,15 +359,15 @@ def _audit_retrain_metrics(place: Path, metrics: Any) -> Iterator[AuditFinding]:
         return
     checkpoint = place / "checkpoints" / Path(str(metrics.get("checkpoint"))).name
     if not checkpoint.is_file():
-        yield Lost(f"retrain/metrics.json is of {checkpoint.name}, which is missing")
+        yield Lost(f"retrain/metrics.json names the checkpoint {checkpoint.name}, which is missing")
     if not (place / _PREDICTIONS).is_file():
-        yield Lost(f"retrain/{_PREDICTIONS} is missing, although retrain/metrics.json is there")
+        yield Lost(f"retrain/{_PREDICTIONS} is missing, although retrain/metrics.json exists")
     elif not _is_intact_gzip(place / _PREDICTIONS):
         yield Wrong(f"retrain/{_PREDICTIONS} is damaged")
     if (place / _ARCHIVE).is_file() and not _is_intact_archive(place / _ARCHIVE):
         yield Wrong(f"retrain/{_ARCHIVE} is damaged")
     if not (place.parent / REPORT_FILE).is_file():
-        yield Lost(f"{REPORT_FILE} is missing, although retrain/metrics.json is there")
+        yield Lost(f"{REPORT_FILE} is missing, although retrain/metrics.json exists")
     yield from _audit_report_metrics(place.parent, metrics["metrics"], checkpoint)
 
 
@@ -384,9 +386,9 @@ def _audit_report_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint: 
         if text in shown:
             shown.remove(text)
         else:
-            yield Wrong(f"{name} has {metric} = {value}, which {REPORT_FILE} does not have")
+            yield Wrong(f"{name} has {metric} = {value}, which {REPORT_FILE} does not show")
     for text in shown:
-        yield Lost(f"{name} has no metric of {text}, which {REPORT_FILE} has")
+        yield Lost(f"{name} has no metric with the value {text}, which {REPORT_FILE} shows")
 
 
 def _audit_report(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
@@ -402,7 +404,7 @@ def _audit_report(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     try:
         page, wanted = render_report(folder, scientific=task.config.report.scientific)
     except (UserError, KeyError, ValueError, TypeError, OSError) as error:
-        yield Wrong(f"{REPORT_FILE} and {NEXT_SPACE_FILE} cannot be made again ({error})")
+        yield Wrong(f"{REPORT_FILE} and {NEXT_SPACE_FILE} cannot be made again from the files of the sweep ({error})")
         return
     if report and (task.origin or {}).get("git", {}).get("revision") == read_git_state()["revision"]:
         yield from _compare_pages((folder / REPORT_FILE).read_text(encoding="utf-8", errors="replace"), page)
@@ -421,17 +423,19 @@ def _compare_pages(there: str, wanted: str) -> Iterator[AuditFinding]:
         elif other is not None and other.startswith("<script"):
             title = "the charts"
         if one != other:
-            yield Wrong(f"{REPORT_FILE}: line {number}, in {title}, is not what the files of the sweep give")
+            yield Wrong(
+                f"{REPORT_FILE}: line {number}, in {title}, differs from a report made now from the files of the sweep"
+            )
             return
 
 
 def _audit_next_space(file: Path, wanted: str | None, *, is_current: bool) -> Iterator[AuditFinding]:
     if is_current and wanted is None:
-        yield Wrong(f"{NEXT_SPACE_FILE} is there, but the advice gives none")
+        yield Wrong(f"{NEXT_SPACE_FILE} exists, but the report advises no next search space")
     elif is_current and wanted is not None:
         theirs, ours = file.read_text(encoding="utf-8").splitlines(), wanted.splitlines()
         for number, (one, other) in enumerate(itertools.zip_longest(theirs, ours, fillvalue=""), start=1):
             if one != other:
-                yield Wrong(f"{NEXT_SPACE_FILE}: line {number} is {one!r}, but the advice gives {other!r}")
+                yield Wrong(f"{NEXT_SPACE_FILE}: line {number} is {one!r}, but the report advises {other!r}")
     elif not file.is_file() and wanted is not None:
-        yield Lost(f"{NEXT_SPACE_FILE} is missing, although {REPORT_FILE} is there")
+        yield Lost(f"{NEXT_SPACE_FILE} is missing, although {REPORT_FILE} exists")

@@ -290,24 +290,24 @@ class History:
         ours, theirs, about = self._decide_again(event)
         if ours != theirs:
             raise UserError(
-                f"{place} decides {about} as {theirs}, where this version "
-                f"of the project decides {ours}; resume with the revision that sweep.yaml names"
+                f"{place} records the decision {theirs!r} on {about}, but this version "
+                f"of the project decides {ours!r}; resume with the revision that sweep.yaml names"
             )
 
     def find_contradiction(self, event: Event) -> str:
         """Explain why an event cannot follow those before it; empty if it can."""
         if isinstance(event, TrialSuggested) and event.trial in self.trials:
-            return f"asks for trial {event.trial} again"
+            return f"suggests trial {event.trial} again"
         if isinstance(event, (SweepOpened, TrialSuggested, NodeQuarantined, SweepClosed)):
             return ""
         if event.trial not in self.trials:
-            return f"is about trial {event.trial}, which no line before it asks for"
+            return f"is about trial {event.trial}, which no line before it suggests"
         row, kind = self.table.rows[event.trial], get_kind(event)
         if row.state not in _STATES_BEFORE_EVENT.get(type(event), ("running",)):
-            return f"has {kind!r} of trial {event.trial}, which is {row.state} by then"
+            return f"has {kind!r} of trial {event.trial}, which is {row.state} at that point"
         metric, second = self._settings.metric, self._settings.second_objective
         if isinstance(event, EpochReported) and event.epoch <= row.epochs:
-            return f"reports epoch {event.epoch} of trial {event.trial}, which has reported epoch {row.epochs} before"
+            return f"reports epoch {event.epoch} of trial {event.trial}, which has already reported epoch {row.epochs}"
         if isinstance(event, EpochReported) and metric not in event.metrics:
             return f"reports epoch {event.epoch} of trial {event.trial} without {metric}"
         if isinstance(event, CostsMeasured) and second is not None and second not in event.costs:
@@ -321,7 +321,7 @@ class History:
             return ours, event.decision, f"epoch {event.epoch} of trial {event.trial}"
         if isinstance(event, SegmentStarted) and self.table.rows[event.trial].state == "paused":
             promoted = self.choose_trial_to_resume()
-            return promoted, SegmentStart(event.trial, event.source, event.params), "which trial is promoted"
+            return promoted, SegmentStart(event.trial, event.source, event.params), "the promotion of a trial"
         return None, None, ""
 
     def apply(self, event: Event) -> None:

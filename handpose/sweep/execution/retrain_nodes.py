@@ -142,7 +142,7 @@ def run_on_nodes(
                 where, lines = f"on node {rank + 1} of {len(on)}", " ".join(last[rank])
                 raise UserError(f"it {describe_exit(said)} {where}: {lines}")
     except ray.exceptions.RayError as error:
-        raise UserError(f"it broke off ({join_lines(error)[:200]})") from error
+        raise UserError(f"it failed ({join_lines(error)[:200]})") from error
     finally:
         for each in running:
             with suppress(Exception):

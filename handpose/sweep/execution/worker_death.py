@@ -87,8 +87,8 @@ def _explain_without_crash(traces: _Traces) -> str:
         return _NO_TRACE
     return (
         "the worker process was most likely killed by the kernel because the memory limit of its container or job "
-        f"({traces.memory_limit / 1e9:.2g} GB) was reached, as the kernel's counter oom_kill={traces.num_oom_kills} "
-        f"says; {_MEMORY_REMEDY}"
+        f"({traces.memory_limit / 1e9:.2g} GB) was reached (the kernel's counter oom_kill is {traces.num_oom_kills}); "
+        f"{_MEMORY_REMEDY}"
     )
 
 

@@ -90,7 +90,7 @@ _FOR_ONE_RUN = {
         "schedulers compare trials by epochs; sweep.time_budget_s limits the whole sweep, and sweep.max_epochs a trial",
     ),
     "detect_anomaly": RestrictedArgument(
-        [False], "it would fail the trials that diverge, which a sweep ends by itself; give it to train.py"
+        [False], "it would make diverging trials fail, which a sweep ends by itself; use it with train.py"
     ),
     "profiler": RestrictedArgument([None], "give it to train.py, with the command line of a trial"),
     "num_nodes": RestrictedArgument([1], "sweep.workers_per_trial lets several processes, on any nodes, share a trial"),
@@ -192,7 +192,8 @@ def check_validation_epochs(sweep: SweepSettings, scheduler: Scheduler, *, valid
     interval = f"trainer.check_val_every_n_epoch={validation_interval}"
     if sweep.max_epochs % validation_interval:
         raise UserError(
-            f"sweep.max_epochs={sweep.max_epochs} must be a multiple of {interval}, or its last epoch is not validated"
+            f"sweep.max_epochs={sweep.max_epochs} must be a multiple of {interval}, because otherwise its last epoch "
+            "is not validated"
         )
     missed = [epoch for epoch in scheduler.rungs if epoch % validation_interval]
     if missed:

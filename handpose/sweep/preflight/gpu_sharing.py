@@ -48,8 +48,8 @@ class TrialsPerGpuChoice(NamedTuple):
         """Describe the choice in one line for the terminal."""
         measured = ", ".join(f"{each.num_trials}: {each.steps_per_s:.3g}" for each in self.throughputs)
         return (
-            f"a GPU       the largest trial takes {self.gpu_memory_fraction:.0%} of its memory; "
-            f"steps a second with so many trials on it: {measured}; so sweep.gpus_per_trial={self.gpus_per_trial:g}"
+            f"a GPU       the largest trial takes {self.gpu_memory_fraction:.0%} of its memory; steps per second by "
+            f"the number of trials on it: {measured}; chosen: sweep.gpus_per_trial={self.gpus_per_trial:g}"
         )
 
 

@@ -362,10 +362,10 @@ def _find_order_problem(event: Event, suggested: set[int]) -> str:
     """
     if isinstance(event, TrialSuggested):
         if event.trial in suggested:
-            return f"asks for trial {event.trial} again; {_RESTORE_HINT}"
+            return f"suggests trial {event.trial} again; {_RESTORE_HINT}"
         suggested.add(event.trial)
     elif not isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed)) and event.trial not in suggested:
-        return f"is about trial {event.trial}, which no line before it asks for; {_RESTORE_HINT}"
+        return f"is about trial {event.trial}, which no line before it suggests; {_RESTORE_HINT}"
     return ""
 
 
@@ -440,7 +440,7 @@ def _read_version(values: dict[str, Any]) -> int:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise _LineError(f"is damaged: the version of its format is {version!r}; {_RESTORE_HINT}")
     if version > EVENTS_FORMAT:
-        raise _LineError(f"begins events of format {version}, {_explain_later_format()}")
+        raise _LineError(f"starts events of format {version}, {_explain_later_format()}")
     return version
 
 

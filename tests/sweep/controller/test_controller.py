@@ -369,7 +369,9 @@ def test_a_sweep_that_is_finished_can_be_given_more_trials(simulate):
 def test_rules_that_decide_otherwise_than_the_log_are_refused(simulate):
     swept = simulate("stop").run()
     swept.make_scheduler = Fifo
-    with pytest.raises(UserError, match=r"events\.jsonl: line \d+ decides epoch \d of trial \d+ as stop, where this"):
+    with pytest.raises(
+        UserError, match=r"events\.jsonl: line \d+ records the decision 'stop' on epoch \d of trial \d+, but this"
+    ):
         swept.start()
 
 

@@ -71,7 +71,7 @@ def test_the_memory_limit_of_a_container_is_named_where_the_kernel_has_killed_fo
         assert sentence == worker_death._NO_TRACE
         return
     assert "killed by the kernel because the memory limit of its container or job (4 GB) was reached" in sentence
-    assert "oom_kill=2" in sentence
+    assert "oom_kill is 2" in sentence
     assert "sweep.max_concurrent" in sentence
 
 

@@ -580,7 +580,7 @@ def test_loaders_of_all_trials_are_compared_with_shared_memory(tmp_path, write_s
         ("+trainer.max_steps=3", "give sweep.max_epochs for the trials, trainer.max_epochs for the retraining"),
         ("+trainer.max_time='00:00:01:00'", "sweep.time_budget_s limits the whole sweep"),
         ("+trainer.max_time={minutes:1}", "sweep.time_budget_s limits the whole sweep"),
-        ("+trainer.detect_anomaly=true", "give it to train.py"),
+        ("+trainer.detect_anomaly=true", "use it with train.py"),
         ("+trainer.profiler=simple", "give it to train.py"),
         ("+trainer.num_nodes=2", "sweep.workers_per_trial"),
         ("+trainer.strategy=ddp", "sweep.workers_per_trial"),

@@ -197,7 +197,7 @@ def test_a_later_format_is_refused_with_both_versions(file):
     change_line(file, 1, version=EVENTS_FORMAT + 1, surprise=True)
     check_refused(
         file,
-        rf"line 1 of 10 begins events of format {EVENTS_FORMAT + 1}, but .* reads formats up to "
+        rf"line 1 of 10 starts events of format {EVENTS_FORMAT + 1}, but .* reads formats up to "
         rf"{EVENTS_FORMAT}: use the",
     )
 
@@ -206,7 +206,7 @@ def test_a_program_before_the_spent_budget_says_that_the_file_is_of_a_later_vers
     change_line(file, 10, reason="spent")
     assert read_events(file)[-1] == SweepClosed(EVENTS[-1].at, "spent")
     monkeypatch.setattr(module, "EVENTS_FORMAT", 2)
-    check_refused(file, r"line 1 of 10 begins events of format 4, but .* reads formats up to 2: use the later version")
+    check_refused(file, r"line 1 of 10 starts events of format 4, but .* reads formats up to 2: use the later version")
 
 
 def test_a_sweep_that_a_later_version_continued_is_refused_there(file):
@@ -215,7 +215,7 @@ def test_a_sweep_that_a_later_version_continued_is_refused_there(file):
             json.dumps({"event": "sweep_opened", "at": 9.0, "num_trials": 12, "version": EVENTS_FORMAT + 3}) + "\n"
         )
         log.write(json.dumps({"event": "teleported"}) + "\n")
-    check_refused(file, rf"line 11 of 12 begins events of format {EVENTS_FORMAT + 3}")
+    check_refused(file, rf"line 11 of 12 starts events of format {EVENTS_FORMAT + 3}")
 
 
 def test_events_without_a_version_are_of_format_1(file):
@@ -274,12 +274,12 @@ def test_a_checkpoint_that_lacks_a_field_is_refused(file, field):
 def test_a_trial_that_is_asked_for_again_is_refused_and_not_reset(file):
     with file.open("a") as log:
         log.write(file.read_text().splitlines()[1] + "\n")
-    check_refused(file, r"line 11 of 11 asks for trial 3 again")
+    check_refused(file, r"line 11 of 11 suggests trial 3 again")
 
 
 def test_a_trial_that_nobody_asked_for_is_refused(file):
     change_line(file, 5, trial=7)
-    check_refused(file, r"line 5 of 10 is about trial 7, which no line before it asks for")
+    check_refused(file, r"line 5 of 10 is about trial 7, which no line before it suggests")
 
 
 def test_every_reader_of_a_sweep_refuses_the_same_file_in_the_same_sentence(tmp_path):
