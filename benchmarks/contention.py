@@ -10,12 +10,12 @@ threads of a training spin while the one they wait for has no core, and use up t
     project     a process that sets nothing itself, so that `handpose/__init__.py` decides
     others      variables that are given with --sides, to compare settings
 
-Each side is a training in a process of its own, by our Trainer on drawn hands. All sides run in turns, while 0, 1, 2 and
-4 processes that only compute run beside them; the table has the medians of the rounds. The fair rate is that of
+Each side is a training in a process of its own, by our Trainer on drawn hands. All sides run in turns, while 0, 1, 2
+and 4 processes that only compute run beside them; the table has the medians of the rounds. The fair rate is that of
 `spinning` without busy processes times the fair share: cores / (threads + busy processes), at most 1. That is what a
 scheduler gives that treats every thread alike. Linux's autogroups treat every session alike instead, so all processes
-here belong to one session, as on a node without autogroups. Goals: `project` at least 0.8 of the fair rate, and at least
-0.98 of `spinning` without busy processes.
+here belong to one session, as on a node without autogroups. Goals: `project` at least 0.8 of the fair rate, and at
+least 0.98 of `spinning` without busy processes.
 """
 
 import argparse
@@ -30,10 +30,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
+
+import handpose  # noqa: E402, F401  # before anything imports torch, as in train.py
+
+# isort: split
+import pytorch_lightning as pl  # noqa: E402
 
 from benchmarks.data import make_config  # noqa: E402
 from benchmarks.result_files import format_machine, write_results  # noqa: E402

@@ -22,9 +22,9 @@ class LoadOpenMP:
             ctypes.CDLL({str(OPENMP)!r})
             os._exit(0)
 sys.meta_path.insert(0, LoadOpenMP())
-program = sys.argv[1]
-del sys.argv[1:]
-runpy.run_path(program, run_name="__main__") if program.endswith(".py") else runpy.run_module(program, run_name="__main__")
+program = sys.argv.pop(1)
+run = runpy.run_path if program.endswith(".py") else runpy.run_module
+run(program, run_name="__main__")
 """
 
 pytestmark = pytest.mark.skipif(OPENMP is None, reason="torch does not bring GNU's OpenMP here")
