@@ -118,6 +118,7 @@ class SweepPlan:
             folder_sync=folder_sync,
             on_resume=partial(save_budgets, self.task),
             on_lock=self.clock.start_saving if self.clock.is_limited else lambda: None,
+            needs_report=self.clock.is_limited,
             count_points=self.count_points,
         )
         return run_sweep(run)

@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 from handpose.budget import Deadline
 from handpose.training.module import HandPose
 
-_NUM_TIMED_STEPS = 50
-_MIN_TIMED_STEPS = 5
+_NUM_TIMED_STEPS = 20
+_MIN_TIMED_STEPS = 3
 _BROADCAST_EVERY_STEPS = 5
 _TEST_OVERHEAD_S = 5.0
 _VALIDATION_STEP_RATIO = 0.4
@@ -41,14 +41,15 @@ class FitToDeadline(pl.Callback):
         self.deadline = deadline
         self.num_test_batches = num_test_batches
         self._step_times_s: deque[float] = deque(maxlen=_NUM_TIMED_STEPS)
-        self._last_step_at = math.nan
+        self._last_step_at = math.nan  # until the second step: the first one of a run is slower
         self._validation_began = 0.0
         self._validation_s = math.nan
         self._extra_rate = 0.0
         self._due_steps = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._last_step_at = math.nan  # a validation lies between two epochs
+        if math.isfinite(self._last_step_at):  # the validation before does not count
+            self._last_step_at = time.monotonic()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validation_began = time.monotonic()

@@ -272,12 +272,12 @@ def _check_fits(plan: BudgetPlan, costs: Costs, given: Collection[str], describe
     left = plan.left + costs.fixed
     kept = [f"{key}={value}" for key, value in list_values(plan.amounts).items() if key in given]
     what = f"{', '.join(kept)} {'do' if len(kept) > 1 else 'does'} not fit" if kept else "nothing fits"
-    if left.wall_s <= 0 or (kept and least.wall_s > left.wall_s):
+    if plan.left.wall_s <= 0 or (kept and least.wall_s > left.wall_s):
         raise UserError(
             f"{described} leaves {max(0.0, left.wall_s):.0f} s for training, into which {what}: at least about "
             f"{least.wall_s:.0f} s are needed; give a larger budget" + (" or leave these values out" if kept else "")
         )
-    if left.gpu_s <= 0 or (kept and least.gpu_s > left.gpu_s):
+    if plan.left.gpu_s <= 0 or (kept and least.gpu_s > left.gpu_s):
         raise UserError(
             f"{described} leaves {max(0.0, left.gpu_s) / 3600:.2g} GPU-hours, into which {what}: at least about "
             f"{least.gpu_s / 3600:.2g} are needed; give a larger budget"

@@ -80,6 +80,7 @@ class SweepRun:
         folder_sync: copies the sweep's folder to a store; None: the sweep has no store.
         on_resume: called when a sweep is about to be resumed, while its lock is held.
         on_lock: called once this process holds the lock of the sweep and the sweep has a folder.
+        needs_report: whether the sweep goes on with a spent budget until a trial has reported.
         count_points: returns how many different trials the space allows; None: any number.
         process_mb: main memory of a worker in MB, as far as it is known before the preflight. A resumed sweep uses the
             value that its own preflight measured.
@@ -97,6 +98,7 @@ class SweepRun:
     folder_sync: FolderSync | None = None
     on_resume: Callable[[], None] = lambda: None
     on_lock: Callable[[], None] = lambda: None
+    needs_report: bool = False
     count_points: Callable[[], int | None] = lambda: None
     process_mb: float = MIN_PROCESS_MB
 
@@ -296,7 +298,14 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         view.refresh(table)
         nodes = NodeWatcher(_make_node_listener(sweep, slots, state, view))
         starts = StartWatch(view.show_note)
-        bridge = TuneBridge(state, sweep, nodes=nodes, starts=starts, is_interrupted=is_interrupted)
+        bridge = TuneBridge(
+            state,
+            sweep,
+            nodes=nodes,
+            starts=starts,
+            is_interrupted=is_interrupted,
+            needs_report=run.needs_report,
+        )
         # By default Tune asks a custom searcher for one trial, and for the next one only when that trial has a worker.
         # Here the controller limits how many trials run at a time.
         with (
