@@ -129,14 +129,12 @@ class Deadline:
 
 
 def read_job_end(environment: Mapping[str, str]) -> float:
-    """Return when the wall time of this process's Slurm job ends, less a margin; infinity if that ends nothing.
+    """Return when the wall time of this process's Slurm job ends, less a margin; infinity outside of a job.
 
-    It ends nothing outside of a job, and in a job of cluster/slurm.py, which is requeued and resumes the sweep.
+    A job of cluster/slurm.py is requeued and resumes the sweep. It hides its end from tune.py, as all its variables.
 
     Args:
         environment: the variables of this process.
     """
     end = environment.get("SLURM_JOB_END_TIME", "")
-    if not end.isdigit() or environment.get("HANDPOSE_JOB_IS_REQUEUED"):
-        return math.inf
-    return float(end) - _JOB_MARGIN_S
+    return float(end) - _JOB_MARGIN_S if end.isdigit() else math.inf
