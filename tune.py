@@ -1,14 +1,17 @@
 """Hyper-parameter search: sweep, confirm, retrain, predict the test split, report. `python tune.py key=value ...`"""
 
+import contextlib
 import sys
 
 from omegaconf import DictConfig
 
 from handpose.program import list_task_overrides, run_script
+from handpose.report.budget import format_budget_use
 from handpose.report.pareto_front import format_front
 from handpose.report.summary import format_summary
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.analysis.status import print_status
+from handpose.sweep.budgeted_plan import limit_resumed_plan, plan_within_budget, resolve_auto_budget
 from handpose.sweep.driver.resume import describe_fixed_params, load_task_to_resume, make_new_task
 from handpose.sweep.driver.run import SweepHaltedError, describe_spent_budget
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
@@ -23,28 +26,38 @@ def main(config: DictConfig) -> None:
     if config.sweep.status:
         print_status(config.sweep.status)
         return
-    task = load_task_to_resume(config, list_task_overrides()) if config.sweep.resume else make_new_task(config)
+    is_new = not config.sweep.resume
+    task = resolve_auto_budget(make_new_task(config)) if is_new else load_task_to_resume(config, list_task_overrides())
     plan = build_plan(task)
     if line := describe_fixed_params(task):
         print(line, flush=True)
-    if plan.sweep.preflight == "only":
-        plan.run_preflight_alone()
-        return
-    with sync_sweep_folder(plan.sweep) as mirror:
-        run_steps(plan, mirror)
+    with contextlib.ExitStack() as ray_stack:
+        if is_new and plan.clock.is_limited:
+            plan = plan_within_budget(plan, ray_stack)
+        elif plan.sweep.preflight == "only":
+            plan.run_preflight_alone()
+        if plan.sweep.preflight == "only":
+            return
+        plan = plan if is_new else limit_resumed_plan(plan)
+        with sync_sweep_folder(plan.sweep) as mirror, plan.clock.close_at_end():
+            run_steps(plan, mirror, ray_stack)
 
 
-def run_steps(plan: SweepPlan, folder_sync: FolderSync | None) -> None:
+def run_steps(plan: SweepPlan, folder_sync: FolderSync | None, ray_stack: contextlib.ExitStack) -> None:
     """Run all steps from the first trial to the report.
 
     Args:
         plan: the plan of the sweep.
         folder_sync: keeps the sweep in an object store; None: the sweep has no store.
+        ray_stack: keeps Ray running if it has been started already. It is closed before the retraining.
     """
-    with plan.run_sweep(folder_sync=folder_sync) as table:
+    clock = plan.clock
+    clock.enter("trials")
+    with ray_stack, plan.run_sweep(folder_sync=folder_sync) as table:
         spent = describe_spent_budget(plan.sweep, table)
-        if spent:
+        if spent and not clock.is_limited:
             print(spent, flush=True)
+        clock.enter("confirmation")
         confirmed = plan.confirm_finalists(table, folder_sync=folder_sync)
 
     sweep, folder, use_val = plan.sweep, plan.sweep.path, plan.task.config.retrain.use_val
@@ -57,7 +70,9 @@ def run_steps(plan: SweepPlan, folder_sync: FolderSync | None) -> None:
         origin=plan.origin,
         confirmed=confirmed,
     )
-    retrained = plan.retrain_winner(winner, use_val=use_val) if sweep.retrain else None
+    clock.enter("retraining")
+    retrained = plan.retrain_winner(winner, table, use_val=use_val) if sweep.retrain else None
+    clock.enter("report")
     found = format_summary(
         table=table,
         winner=winner,
@@ -67,8 +82,11 @@ def run_steps(plan: SweepPlan, folder_sync: FolderSync | None) -> None:
         train_on_val=use_val,
         folder=folder,
     )
-    print(*filter(None, [format_front(table), found, spent]), sep="\n", flush=True)
+    print(*filter(None, [format_front(table), found, "" if clock.is_limited else spent]), sep="\n", flush=True)
     print(write_report([folder], folder / REPORT_FILE, scientific=plan.task.config.report.scientific).text)
+    if clock.is_limited:
+        clock.count_used_s()
+        print(format_budget_use(clock.seconds, limit=clock.describe_limit()))
 
 
 def exit_on_sweep_error(config: DictConfig) -> None:

@@ -47,6 +47,7 @@ Both programs have the same keys, except that the groups `sweep`, `scheduler`, `
 """
 
 GROUPS = {
+    "budget": "How long a whole run may take ([budgets](resources.md#one-budget-for-everything)).",
     "sweep": "Number of trials, budgets, resources, failures, confirmation and retraining ([resources](resources.md)).",
     "scheduler": "Which trials stop, pause or change during training ([schedulers](schedulers.md)).",
     "searcher": "Which configurations are tried ([searchers](searchers.md)).",
@@ -71,7 +72,7 @@ GROUPS = {
 }
 """Every group, in the order of the page, with a sentence about it."""
 
-DEFAULTS = {"sweep", "ray", "searcher/common", "model", "trainer", "checkpoints", "pictures"}
+DEFAULTS = {"budget", "sweep", "ray", "searcher/common", "model", "trainer", "checkpoints", "pictures"}
 """Groups with one choice, default.yaml, whose name is not shown."""
 
 

@@ -1,6 +1,10 @@
 """3-D hand pose networks and their hyper-parameter search."""
 
 import os
+import time
+
+IMPORTED_AT = time.time()
+"""When this process imported the package, in seconds since the epoch. The scripts import it first."""
 
 # Libraries read these variables when they are imported, which happens after this line. Values that the user has set are
 # kept. docs/security.md lists what each library would send.

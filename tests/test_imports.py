@@ -13,7 +13,7 @@ SCRIPTS = [REPOSITORY / "tune.py", REPOSITORY / "train.py"]
 
 LAYERS = [
     {"errors", "resources", "utf8", "skeleton", "malloc", "pareto", "plain_values"},
-    {"files", "locks", "formats", "urls", "config_files"},
+    {"files", "locks", "formats", "urls", "config_files", "budget"},
     {"yaml_files"},
     {"geometry", "drawing"},
     {"heatmaps"},
@@ -34,11 +34,13 @@ ROOMS = (
     "trainable",
     "analysis",
     "execution",
+    "budget",
     "driver",
     "preflight",
     "selection",
     "audit",
     "plan",
+    "budgeted_plan",
 )
 """The sweep's half, lowest first: a room imports from itself and from those before it."""
 

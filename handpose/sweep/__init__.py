@@ -8,10 +8,12 @@ Its rooms, lowest first; each imports only from those above it here, and from ha
     trainable/   what a worker runs: a segment of a trial, its checkpoints, its reports, what it costs
     analysis/    what the files tell afterwards: records for reports, importance, status
     execution/   Ray: the cluster, its nodes, workers, and the bridge to Ray Tune
+    budget/      how the whole time of a sweep is divided, and how much of it is used
     driver/      the process that runs a sweep: run, record, resume, shut down
     preflight/   what is tried out before a sweep, and the forecast
     selection/   the winner: confirmation over fresh seeds, selection, retraining
     audit/       whether all files of a sweep agree
 
-`plan` puts them together: a sweep as it is going to run. Only execution/ and trainable/ know Ray.
+`plan` puts them together: a sweep as it is going to run. `budgeted_plan` makes it fit into a budget. Only
+execution/ and trainable/ know Ray.
 """

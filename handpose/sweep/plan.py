@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from handpose.config import instantiate_key, override_key
 from handpose.errors import UserError
 from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo, Scheduler
@@ -16,6 +17,8 @@ from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher, count_points
 from handpose.search.warm_start import find_used_seeds
 from handpose.sweep.analysis.report import check_scientific_key
+from handpose.sweep.budget.clock import BudgetClock
+from handpose.sweep.budget.stages import ConfirmationBudget, find_retraining_end, plan_confirmation
 from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.controller.slots import Slots
@@ -63,6 +66,8 @@ class SweepPlan:
         searcher: makes a searcher.
         num_points: how many trials the searcher can propose; None: any number, or it is not known yet.
         origin: provenance of the sweep, from `collect_provenance`.
+        clock: counts the time that the sweep uses of its budget.
+        slots: the slots that an earlier preflight has measured; None: the preflight is yet to be run.
     """
 
     task: SweepTask
@@ -74,6 +79,8 @@ class SweepPlan:
     searcher: partial[Searcher]
     num_points: int | None
     origin: Mapping[str, Any]
+    clock: BudgetClock
+    slots: Slots | None = None
 
     @property
     def trial_function(self) -> TrainingFunction:
@@ -112,6 +119,8 @@ class SweepPlan:
             preflight=self._bind_preflight(trial_function),
             folder_sync=folder_sync,
             on_resume=partial(save_budgets, self.task),
+            on_lock=self.clock.start_saving if self.clock.is_limited else lambda: None,
+            needs_report=self.clock.is_limited,
             num_points=self.num_points,
         )
         return run_sweep(run)
@@ -139,13 +148,15 @@ class SweepPlan:
             origin=self.origin,
             folder_sync=folder_sync,
             used_seeds=find_used_seeds(self.task.config.searcher.get("warm_start") or []),
+            budget=self._plan_confirmation(table) if self.clock.is_limited else None,
         )
 
-    def retrain_winner(self, winner: TrialRow, *, use_val: bool) -> dict[str, float]:
+    def retrain_winner(self, winner: TrialRow, table: TrialTable, *, use_val: bool) -> dict[str, float]:
         """Train the winner in best.yaml with its full schedule and test it.
 
         Args:
             winner: trial of best.yaml. Its speed gives the expected time of the retraining.
+            table: the trials of the sweep.
             use_val: train on the training and the validation split.
 
         Returns:
@@ -160,6 +171,7 @@ class SweepPlan:
             use_val=use_val,
             epoch_s=sweep.workers_per_trial * winner.seconds / winner.epochs if winner.epochs else None,
             find_nodes=self._find_retrain_nodes if is_shared else None,
+            find_end=partial(find_retraining_end, table, self.clock) if self.clock.is_limited else None,
         )
 
     @contextlib.contextmanager
@@ -175,8 +187,31 @@ class SweepPlan:
                 )
             yield retrain_nodes
 
+    @property
+    def scheduler_class(self) -> Callable[..., Scheduler]:
+        """The scheduler's class with the options of the configuration, without what the sweep adds."""
+        return instantiate(self.task.config.scheduler)
+
+    @property
+    def schedule_epochs(self) -> int:
+        """Epochs of the retraining without a budget; 0: the winner is not retrained."""
+        return int(self.task.config.trainer.max_epochs) if self.sweep.retrain else 0
+
+    def _plan_confirmation(self, table: TrialTable) -> ConfirmationBudget:
+        given = {override_key(item) for item in self.task.overrides} - set(self.clock.decisions.planned_keys)
+        return plan_confirmation(table, self.sweep, self.clock, schedule_epochs=self.schedule_epochs, given=given)
+
     def _bind_preflight(self, trial_function: TrialFunction) -> Callable[[Slots], Slots]:
-        preflight = Preflight(
+        measured = self.slots
+        return self.make_preflight(trial_function).run if measured is None else lambda slots: measured
+
+    def make_preflight(self, trial_function: TrialFunction) -> Preflight:
+        """Make the preflight of the sweep.
+
+        Args:
+            trial_function: what a trial runs.
+        """
+        return Preflight(
             sweep=self.sweep,
             space=self.task.space,
             recipe=self.recipe,
@@ -186,17 +221,22 @@ class SweepPlan:
             defaults=self.task.defaults,
             use_val=self.task.config.retrain.use_val,
         )
-        return preflight.run
 
 
-def build_plan(task: SweepTask) -> SweepPlan:
+def build_plan(task: SweepTask, *, data: DataSummary | None = None, measured_slots: Slots | None = None) -> SweepPlan:
     """Check everything that a task asks for, and prepare its data.
+
+    Args:
+        task: what tune.py was asked to do.
+        data: the description of the data, if they have been prepared already.
+        measured_slots: the slots that an earlier preflight has measured.
 
     Raises:
         UserError: something in the configuration cannot work.
     """
     config, space = task.config, task.space
     sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
+    clock = BudgetClock(instantiate_key(config, "budget"), sweep.path)
     check_sweep(sweep, cluster)
     overrides = add_checkpoint_metric(select_training_overrides(task.overrides), config, sweep.target)
     check_storage(sweep)
@@ -205,7 +245,7 @@ def build_plan(task: SweepTask) -> SweepPlan:
     scheduler = bind_scheduler(instantiate(config.scheduler), sweep, space)
     searcher = instantiate(config.searcher)
     num_points = count_points(searcher, space, repeats=scheduler().perturbs_params)
-    data = summarise_data(config)
+    data = data or summarise_data(config)
     check_fingerprint(task, data.fingerprint)
     if (slots := slots_here(sweep, cluster)) is not None:
         check_loaders(sweep, space, overrides, data.size, slots)
@@ -213,4 +253,4 @@ def build_plan(task: SweepTask) -> SweepPlan:
     check_validation_epochs(sweep, scheduler(), validation_interval=validates_every)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     origin = task.origin or collect_provenance(data=data.fingerprint)
-    return SweepPlan(task, sweep, cluster, data, recipe, scheduler, searcher, num_points, origin)
+    return SweepPlan(task, sweep, cluster, data, recipe, scheduler, searcher, num_points, origin, clock, measured_slots)

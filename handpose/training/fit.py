@@ -4,6 +4,7 @@ train.py, the trials of a sweep, and the retraining of its winner all use this m
 """
 
 import copy
+import math
 import shlex
 import sys
 import time
@@ -19,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 from torch.utils.data import DataLoader
 
+from handpose.budget import BudgetSettings, Deadline
 from handpose.config import instantiate_key, quote_override, to_plain_values
 from handpose.data.datamodule import HandDataModule
 from handpose.data.sample import Annotations, HandBatch
@@ -44,6 +46,7 @@ from handpose.training.checkpoints import (
     read_checkpoint,
     read_initial_weights,
 )
+from handpose.training.deadline import FitToDeadline
 from handpose.training.module import HandPose, make_parameter_groups
 from handpose.training.results import RunFolders, RunResult, TrainingResult, check_folders, prepare_folders
 from handpose.training.trainer import (
@@ -84,6 +87,7 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     config = apply_fast_dev_run(config)
     if folders is None:
         check_folders(config)
+        _check_budget(config)
     checkpoint = _get_checkpoint_path(config)
     prepared = prepare_run(config, stage="test" if config.test else None, checkpoint=checkpoint, quiet=quiet)
     folders = folders or prepare_folders(config)
@@ -102,6 +106,15 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     _synchronize_processes()
     hand_size = describe_hand_size(prepared, prepared.data.splits.test)
     return RunResult(folders, training, best, metrics, hand_size, prepared.data.image_size)
+
+
+def _check_budget(config: DictConfig) -> None:
+    budget: BudgetSettings = instantiate_key(config, "budget")
+    budget.check_is_ahead()
+    if budget.gpu_hours is not None:
+        raise UserError(
+            f"budget.gpu_hours={budget.gpu_hours:g} limits a sweep; for train.py, give budget.hours or budget.minutes"
+        )
 
 
 def _explain_missing_checkpoint(config: DictConfig, training: TrainingResult) -> str:
@@ -306,6 +319,11 @@ def _fit(
     started = time.monotonic()
     if prepared.checkpoint is not None:
         callbacks = [*callbacks, ConfiguredOptimizer()]
+    deadline = Deadline(instantiate_key(config, "budget"))
+    if deadline.is_limited:
+        num_passes = instantiate_key(config, "test_time").num_passes
+        num_test_batches = math.ceil(num_passes * len(prepared.data.splits.test) / config.data.batch_size)
+        callbacks = [*callbacks, FitToDeadline(deadline, num_test_batches=num_test_batches)]
     with (
         suppress_library_output(),
         explain_trainer_errors(config),

@@ -139,6 +139,7 @@ class HandPose(pl.LightningModule):
         num_steps = steps_per_epoch * (self.trainer.max_epochs or 1)
         if self.trainer.max_steps > 0:  # -1 means no limit
             num_steps = min(num_steps, self.trainer.max_steps)
+        self.num_steps = num_steps
         optimizer = self.optimizer(make_parameter_groups(self.net))
         for group in optimizer.param_groups:
             group["lr"] *= self.encoder_lr_factor if group["is_encoder"] else 1.0

@@ -4,9 +4,10 @@ A killed sweep may be resumed days later, from another working folder, after its
 sweep. Therefore the space is copied into the sweep's folder, and the configuration is composed again and compared.
 """
 
+import copy
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ _CHANGEABLE_KEYS = (
     "sweep.retrain",
     "sweep.confirm.top_k",
     "sweep.confirm.seeds",
+    "budget.minutes",
+    "budget.hours",
+    "budget.gpu_hours",
+    "budget.finish_by",
     "paths.data",
     "paths.output",
     "paths.packed",
@@ -65,6 +70,7 @@ _TASK_KEYS = ("config", "overrides", "locations", "choices")
 """Required keys of sweep.yaml, in addition to the provenance."""
 
 _LOCATION_KEYS = (
+    "budget._target_",  # sweeps of earlier versions have no budget
     "paths.",
     "search_space",
     "sweep.folder",
@@ -171,7 +177,10 @@ def _get_unresolved_value(config: Any, key: str) -> str | None:
     return written
 
 
-_BUDGET_KEYS = ("num_trials", "time_budget_s", "gpu_hours")
+_BUDGET_KEYS = {
+    "sweep": ("num_trials", "time_budget_s", "gpu_hours"),
+    "budget": ("minutes", "hours", "gpu_hours", "finish_by"),
+}
 
 
 def save_budgets(task: SweepTask) -> None:
@@ -181,15 +190,31 @@ def save_budgets(task: SweepTask) -> None:
     """
     file = Path(task.config.sweep.folder) / "sweep.yaml"
     record = _read_sweep_record(file.parent)
-    before = record["config"]["sweep"]
-    given = {name: task.config.sweep[name] for name in _BUDGET_KEYS if task.config.sweep[name] != before.get(name)}
+    given = {
+        f"{group}.{name}": task.config[group][name]
+        for group, names in _BUDGET_KEYS.items()
+        for name in names
+        if task.config[group][name] != record["config"].get(group, task.config[group]).get(name)
+    }
     if not given:
         return
-    keys = {f"sweep.{name}" for name in given}
-    record["overrides"] = [item for item in record["overrides"] if override_key(item) not in keys]
-    record["overrides"] += [quote_override(f"sweep.{name}", value) for name, value in given.items()]
-    before.update(given)
+    record["overrides"] = [item for item in record["overrides"] if override_key(item) not in given]
+    record["overrides"] += [quote_override(key, value) for key, value in given.items()]
+    for key, value in given.items():
+        group, _, name = key.partition(".")
+        record["config"][group][name] = value
     write_yaml(file, {**record, "format": SWEEP_YAML_FORMAT})
+
+
+def change_task(task: SweepTask, values: Mapping[str, Any]) -> SweepTask:
+    """Return a new sweep's task with other values (configuration key -> value), as if the user had given them."""
+    config = copy.deepcopy(task.config)
+    for key, value in values.items():
+        OmegaConf.update(config, key, value)
+    kept = [item for item in task.overrides if override_key(item) not in values]
+    return replace(
+        task, config=config, overrides=[*kept, *(quote_override(key, value) for key, value in values.items())]
+    )
 
 
 def copy_space(space: Space, folder: Path) -> None:

@@ -79,6 +79,8 @@ class SweepRun:
         preflight: checks and measures trials before the first one starts, and returns the slots to use.
         folder_sync: copies the sweep's folder to a store; None: the sweep has no store.
         on_resume: called when a sweep is about to be resumed, while its lock is held.
+        on_lock: called once this process holds the lock of the sweep and the sweep has a folder.
+        needs_report: whether the sweep goes on with a spent budget until a trial has reported.
         num_points: how many trials the searcher can propose; None: any number, or it is not known yet.
         process_mb: main memory of a worker in MB, as far as it is known before the preflight. A resumed sweep uses the
             value that its own preflight measured.
@@ -95,6 +97,8 @@ class SweepRun:
     preflight: Callable[[Slots], Slots] = lambda slots: slots
     folder_sync: FolderSync | None = None
     on_resume: Callable[[], None] = lambda: None
+    on_lock: Callable[[], None] = lambda: None
+    needs_report: bool = False
     num_points: int | None = None
     process_mb: float = MIN_PROCESS_MB
 
@@ -152,6 +156,7 @@ def _prepare(run: SweepRun, stack: contextlib.ExitStack) -> Slots:
     if is_resumed:
         stack.enter_context(_lock_sweep_folder(folder))
         run.on_resume()
+        run.on_lock()
         process_mb = read_process_mb(folder)
     stack.enter_context(set_ray_environment())
     stack.enter_context(start_ray(limit_cpus(run.cluster, sweep)))  # before any file is made: it may not answer
@@ -164,6 +169,7 @@ def _prepare(run: SweepRun, stack: contextlib.ExitStack) -> Slots:
         slots = run.preflight(slots)
         stack.enter_context(_lock_sweep_folder(folder))
         _write_description(folder, run.space, {**run.description, PROCESS_MB: round(slots.process_mb)})
+        run.on_lock()
     return slots
 
 
@@ -197,10 +203,32 @@ def read_process_mb(folder: Path) -> float:
     return float(read_yaml(folder / "sweep.yaml").get(PROCESS_MB, MIN_PROCESS_MB))
 
 
-def run_preflight_alone(sweep: SweepSettings, cluster: RaySettings, preflight: Callable[[Slots], Slots]) -> None:
-    """Run only the preflight of a sweep, with Ray set up as the sweep would use it. No file is written."""
-    with set_ray_environment(), start_ray(limit_cpus(cluster, sweep)):
-        preflight(count_slots(sweep, list_live_resources()))
+def run_preflight_alone(
+    sweep: SweepSettings,
+    cluster: RaySettings,
+    preflight: Callable[[Slots], Slots],
+    *,
+    stack: contextlib.ExitStack | None = None,
+) -> Slots:
+    """Run only the preflight of a sweep, with Ray set up as the sweep would use it. No file is written.
+
+    Args:
+        sweep: the settings of the sweep.
+        cluster: which Ray cluster to use.
+        preflight: the preflight.
+        stack: keeps Ray running until it is closed; None: Ray is shut down.
+
+    Returns:
+        The slots that the preflight returns.
+    """
+    with contextlib.ExitStack() as started:
+        started.enter_context(set_ray_environment())
+        started.enter_context(start_ray(limit_cpus(cluster, sweep)))
+        check_nodes(sweep)
+        slots = preflight(count_slots(sweep, list_live_resources()))
+        if stack is not None:
+            stack.enter_context(started.pop_all())
+        return slots
 
 
 def read_finished_table(folder: Path, history: History, *, num_points: int | None = None) -> TrialTable | None:
@@ -270,7 +298,14 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         view.refresh(table)
         nodes = NodeWatcher(_make_node_listener(sweep, slots, state, view))
         starts = StartWatch(view.show_note)
-        bridge = TuneBridge(state, sweep, nodes=nodes, starts=starts, is_interrupted=is_interrupted)
+        bridge = TuneBridge(
+            state,
+            sweep,
+            nodes=nodes,
+            starts=starts,
+            is_interrupted=is_interrupted,
+            needs_report=run.needs_report,
+        )
         # By default Tune asks a custom searcher for one trial, and for the next one only when that trial has a worker.
         # Here the controller limits how many trials run at a time.
         with (

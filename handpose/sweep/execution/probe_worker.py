@@ -1,6 +1,7 @@
 """Workers that measure what a trial costs before the sweep starts."""
 
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,9 @@ class ProbeWorker:
         recipe: how to compose trials.
         data: the size of the data.
 
+    Attributes:
+        start_s: seconds until a worker has started and imported everything, once one has.
+
     Raises:
         UserError: no worker can be started.
     """
@@ -49,6 +53,8 @@ class ProbeWorker:
         self._data = data
         self._worker: Any = None
         self._is_ready = False
+        self._started_at = 0.0
+        self.start_s = 0.0
 
     def __enter__(self) -> "ProbeWorker":
         self._start_worker()
@@ -96,6 +102,7 @@ class ProbeWorker:
         except RayError as error:
             raise UserError(f"no worker can be started: {summarise_error(error)}") from error
         self._is_ready = True
+        self.start_s = time.monotonic() - self._started_at
 
     def _check_start(self, ready: Any) -> None:
         """Wait longer for the worker.
@@ -114,6 +121,7 @@ class ProbeWorker:
         )
 
     def _start_worker(self) -> None:
+        self._started_at = time.monotonic()
         self._worker = ray.remote(num_cpus=self._cpus, num_gpus=self.gpus)(TrialCostProbe).remote()
         self._is_ready = False
 

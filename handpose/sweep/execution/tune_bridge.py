@@ -62,6 +62,8 @@ class TuneBridge:
         nodes: watches the nodes of the cluster.
         starts: watches that Ray starts worker processes.
         is_interrupted: returns whether the sweep has to end before it is finished.
+        needs_report: whether the sweep goes on with a spent budget until a trial has reported, because it must have a
+            winner.
 
     Attributes:
         error: the first exception in one of Tune's calls; None: there was none.
@@ -75,6 +77,7 @@ class TuneBridge:
         nodes: NodeWatcher,
         starts: StartWatch,
         is_interrupted: Callable[[], bool],
+        needs_report: bool = False,
     ) -> None:
         self.controller = controller
         self.starts = starts
@@ -83,6 +86,7 @@ class TuneBridge:
         self.error: Exception | None = None
         self._sweep = sweep
         self._is_interrupted = is_interrupted
+        self._needs_report = needs_report
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles searcher and stopper with the experiment's settings; open files cannot be pickled
@@ -129,6 +133,8 @@ class TuneBridge:
     def _is_budget_spent(self) -> bool:
         """Return whether the sweep has used up a budget."""
         state = self.controller
+        if self._needs_report and not state.history.num_reports and not state.is_over:
+            return False
         return self._sweep.find_spent_budget(elapsed_s=state.elapsed_s(), gpu_hours=state.count_gpu_hours()) is not None
 
 

@@ -163,11 +163,13 @@ class RetrainForecast(NamedTuple):
         epochs: number of epochs.
         num_devices: devices that share each batch.
         wall_s: duration in seconds at the speed of the trials, if the devices share the work equally.
+        start_s: the part of it before the first step.
     """
 
     epochs: int
     num_devices: int
     wall_s: float
+    start_s: float
 
 
 def forecast_retraining(
@@ -191,8 +193,8 @@ def forecast_retraining(
         for point, cost in zip(probed.points, probed.costs, strict=True)
         if cost in probed.typical_costs
     ]
-    epochs, devices, seconds = zip(*found, strict=True)
-    return RetrainForecast(round(fmean(epochs)), max(devices), fmean(seconds))
+    epochs, devices, seconds, starts_s = zip(*found, strict=True)
+    return RetrainForecast(round(fmean(epochs)), max(devices), fmean(seconds), fmean(starts_s))
 
 
 def _forecast_point_retraining(
@@ -209,7 +211,8 @@ def _forecast_point_retraining(
     if not use_val:
         epoch_s += cost.batches_per_validation * cost.validation_batch_s / config.trainer.check_val_every_n_epoch
     # The measured worker had only its part of the trial's batch.
-    return RetrainForecast(epochs, num_devices, cost.start_s + epochs * epoch_s * sweep.workers_per_trial / num_devices)
+    training_s = epochs * epoch_s * sweep.workers_per_trial / num_devices
+    return RetrainForecast(epochs, num_devices, cost.start_s + training_s, cost.start_s)
 
 
 def format_cost_lines(
@@ -231,20 +234,11 @@ def format_cost_lines(
     """
 
     def work(rule: Callable[[], Scheduler], num_trials: int) -> WorkEstimate:
-        plan = forecast_sweep(
-            rule,
-            num_trials=num_trials,
-            max_epochs=sweep.max_epochs,
-            num_slots=num_slots,
-            validation_interval=min(cost.validation_interval for cost in probed.costs),
-            params=[point.params for point in probed.points],
-        )
-        return _compute_work(plan, probed, num_slots)
+        return estimate_work(rule, probed, num_trials=num_trials, max_epochs=sweep.max_epochs, num_slots=num_slots)
 
-    typical_s = fmean(cost.trial_s for cost in probed.typical_costs)
     expected = work(make_scheduler, sweep.num_trials)
     lines = [
-        format_trial_cost(make_point_rows(probed), typical_s=typical_s, gpu=probed.costs[0].gpu),
+        describe_trial_cost(probed),
         format_sweep_cost(
             num_trials=sweep.num_trials,
             num_slots=num_slots,
@@ -259,10 +253,40 @@ def format_cost_lines(
         works.append(work(Fifo, num_runs))
         lines.append(format_confirm_cost(num_runs=num_runs, work=works[-1]))
     if retraining is not None:
-        lines.append(format_retrain_cost(**retraining._asdict()))
+        epochs, num_devices, wall_s, _ = retraining
+        lines.append(format_retrain_cost(epochs=epochs, num_devices=num_devices, wall_s=wall_s))
     if len(works) > 1 or retraining is not None:
         lines.append(format_total_cost(works, retraining_s=0.0 if retraining is None else retraining.wall_s))
     return lines
+
+
+def describe_trial_cost(probed: ProbeResults) -> str:
+    """Describe in a line what a trial takes."""
+    typical_s = fmean(cost.trial_s for cost in probed.typical_costs)
+    return format_trial_cost(make_point_rows(probed), typical_s=typical_s, gpu=probed.costs[0].gpu)
+
+
+def estimate_work(
+    make_scheduler: Callable[[], Scheduler], probed: ProbeResults, *, num_trials: int, max_epochs: int, num_slots: int
+) -> WorkEstimate:
+    """Estimate the work of trials from the measured points, without the start of the workers.
+
+    Args:
+        make_scheduler: returns a new scheduler.
+        probed: the measured points.
+        num_trials: number of trials.
+        max_epochs: epochs of a trial that is not stopped early.
+        num_slots: number of concurrent trials.
+    """
+    plan = forecast_sweep(
+        make_scheduler,
+        num_trials=num_trials,
+        max_epochs=max_epochs,
+        num_slots=num_slots,
+        validation_interval=min(cost.validation_interval for cost in probed.costs),
+        params=[point.params for point in probed.points],
+    )
+    return _compute_work(plan, probed, num_slots)
 
 
 def _limit_to_budget(work: WorkEstimate, time_budget_s: float | None) -> WorkEstimate:

@@ -18,7 +18,12 @@ from handpose.sweep.execution.nodes import list_live_resources, sum_resources
 from handpose.sweep.execution.probe_worker import GpuThroughputBenchmark, ProbeWorker
 from handpose.sweep.execution.worker_group import check_picklable
 from handpose.sweep.preflight.checks import check_loaders, check_validation_epochs
-from handpose.sweep.preflight.forecast import forecast_retraining, format_cost_lines, make_point_rows
+from handpose.sweep.preflight.forecast import (
+    describe_trial_cost,
+    forecast_retraining,
+    format_cost_lines,
+    make_point_rows,
+)
 from handpose.sweep.preflight.gpu_sharing import choose_trials_per_gpu, count_trials_per_gpu
 from handpose.sweep.preflight.probe import (
     RANDOM,
@@ -56,6 +61,9 @@ class Preflight:
         data: size of the data of the default configuration.
         defaults: default configuration as `find_default_point` takes it.
         use_val: whether the winner is also retrained on the validation split.
+        brief_s: seconds after which a brief preflight tries no further point.
+        plan_budget: plans the sweep from the measured points and the slots, if it has a budget. Returns the planned
+            settings and lines that describe the plan.
         print_text: receives the text for the terminal.
     """
 
@@ -67,6 +75,8 @@ class Preflight:
     data: DataSize
     defaults: Mapping[str, Any]
     use_val: bool = False
+    brief_s: float = _BRIEF_S
+    plan_budget: Callable[[ProbeResults, Slots], tuple[SweepSettings, list[str]]] | None = None
     print_text: Callable[[str], None] = print
 
     def run(self, slots: Slots) -> Slots:
@@ -98,19 +108,27 @@ class Preflight:
             check_loaders(sweep, self.space, self.recipe.overrides, self.data, replace(slots, gpus=gpus))
         nodes = list_live_resources()
         slots = count_slots(sweep, nodes, gpus=gpus, process_mb=_get_process_mb(probed))
+        sweep, cost_lines = self._describe_cost(probed, slots)
         disk, *warnings = _check_disk(sweep, slots, scheduler, probed)
         warnings += [*_check_gpu_memory(slots, probed), *_check_second_objective(sweep, self.space, probed)]
         warnings += _list_warnings(self.space, probed, ineffective_keys)
         if sweep.preflight == "only":
             self.print_text(format_points_table(make_point_rows(probed)) + "\n")
-        retraining = None
-        if sweep.retrain:
-            retraining = forecast_retraining(sweep, self.recipe, probed, self.data, use_val=self.use_val)
-        num_slots = slots.num_slots
-        lines += format_cost_lines(sweep, probed, self.make_scheduler, num_slots=num_slots, retraining=retraining)
-        lines += [disk, *filter(None, [format_memory(sweep, slots, nodes)])]
+        lines += [*cost_lines, disk, *filter(None, [format_memory(sweep, slots, nodes)])]
         self.print_text("\n".join([*lines, *(f"note        {warning}" for warning in warnings)]))
         return slots
+
+    def _describe_cost(self, probed: ProbeResults, slots: Slots) -> tuple[SweepSettings, list[str]]:
+        """Return the settings, after planning if there is a budget, and lines about what the sweep will cost."""
+        if self.plan_budget is not None:
+            sweep, lines = self.plan_budget(probed, slots)
+            return sweep, [describe_trial_cost(probed), *lines]
+        sweep, retraining = self.sweep, None
+        if sweep.retrain:
+            retraining = forecast_retraining(sweep, self.recipe, probed, self.data, use_val=self.use_val)
+        return sweep, format_cost_lines(
+            sweep, probed, self.make_scheduler, num_slots=slots.num_slots, retraining=retraining
+        )
 
     def _probe_points(self, slots: Slots) -> tuple[ProbeResults, list[str]]:
         """Measure points of the space, and list the parameters without an effect if the preflight is thorough."""
@@ -127,7 +145,7 @@ class Preflight:
                 default=default,
                 num_steps=3 if is_brief else 8,
                 weights=not is_brief,
-                time_s=_BRIEF_S if is_brief else math.inf,
+                time_s=self.brief_s if is_brief else math.inf,
             )
             if is_brief:
                 return probed, []

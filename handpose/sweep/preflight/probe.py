@@ -37,11 +37,13 @@ class ProbeResults:
         points: the measured points.
         costs: the cost of each point, in the same order.
         num_left_out: number of points that were skipped because the time was over.
+        worker_start_s: seconds until a worker has started and imported everything.
     """
 
     points: list[ProbePoint] = field(default_factory=list)
     costs: list[TrialCost] = field(default_factory=list)
     num_left_out: int = 0
+    worker_start_s: float = 0.0
 
     @property
     def typical_costs(self) -> list[TrialCost]:
@@ -103,6 +105,7 @@ def probe_points(
             raise UserError(f"{space.file}: {_explain_failure(worker, point.params, outcome, candidates)}")
         probed.points.append(point)
         probed.costs.append(outcome)
+    probed.worker_start_s = worker.start_s
     return probed
 
 

@@ -60,7 +60,7 @@ def read_git_state() -> dict[str, Any]:
 PROCESS_MB = "process_mb"
 """Key of sweep.yaml: main memory of a worker in MB, measured by the preflight. It is not part of the provenance."""
 
-_LOCATION_PREFIXES = ("paths.", "data.source.root", "best", *PATH_KEYS)
+_LOCATION_PREFIXES = ("budget.", "paths.", "data.source.root", "best", *PATH_KEYS)
 
 
 def select_configuration(config: DictConfig) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.searcher import Searcher
 from handpose.search.space import Params, Space
+from handpose.sweep.budget.stages import ConfirmationBudget
 from handpose.sweep.driver.run import SweepRun, read_process_mb, run_sweep
-from handpose.sweep.record.events import EVENTS_FILE, SweepOpened, TrialSuggested, read_events
-from handpose.sweep.record.settings import RaySettings, SweepSettings
+from handpose.sweep.record.events import EVENTS_FILE, Event, SweepOpened, TrialSuggested, read_events
+from handpose.sweep.record.settings import ConfirmSettings, RaySettings, SweepSettings
 from handpose.sweep.selection.paired_means import (
     METHOD,
     ONE_SEED,
@@ -84,8 +85,11 @@ def confirm_finalists(
     origin: Mapping[str, Any],
     folder_sync: FolderSync | None = None,
     used_seeds: Collection[int] = (),
+    budget: ConfirmationBudget | None = None,
 ) -> dict[str, Any] | None:
     """Train the finalists of a sweep again with fresh seeds, and write confirm.yaml.
+
+    If a budget ends the confirmation, the seeds count with which all candidates have been trained.
 
     Args:
         table: trials of the sweep.
@@ -98,26 +102,31 @@ def confirm_finalists(
         origin: provenance of the sweep, as `collect_provenance` returns it.
         folder_sync: copies the folder to an object store.
         used_seeds: seeds of earlier sweeps that this one has learned from.
+        budget: how much is confirmed, and in what time; None: as much as the settings say.
 
     Returns:
-        The content of confirm.yaml; None if the confirmation is disabled or there are no finalists.
+        The content of confirm.yaml; None if the confirmation is disabled, if there are no finalists, or if the budget
+        ended it before every candidate was trained with one seed.
 
     Raises:
         UserError, SweepInterruptedError, SweepHaltedError: as `run_sweep` raises them.
     """
     folder = sweep.path / CONFIRM_FOLDER
     (folder / CONFIRM_FILE).unlink(missing_ok=True)  # it may describe other finalists; the runs are kept
+    if budget is not None:
+        sweep = replace(sweep, confirm=ConfirmSettings(top_k=budget.top_k, seeds=budget.seeds))
     chosen = choose_candidates(table, defaults=defaults, top_k=sweep.confirm.top_k)
     if not sweep.confirm.is_enabled or not chosen:
         return None
-    begun = [event.params for event in read_events(folder / EVENTS_FILE) if isinstance(event, TrialSuggested)]
+    events = read_events(folder / EVENTS_FILE)
+    begun = [event.params for event in events if isinstance(event, TrialSuggested)]
     seeds = choose_fresh_seeds(
         sweep.confirm.seeds, table, defaults, used_seeds=used_seeds, earlier_seeds=[params["seed"] for params in begun]
     )
     points = begun + [params for params in list_runs(chosen, seeds) if not any(is_same(params, each) for each in begun)]
     _print_plan(chosen, seeds, num_runs=len(points) - len(begun), max_epochs=sweep.max_epochs)
     run = SweepRun(
-        sweep=_make_confirm_settings(sweep, folder, num_trials=len(points)),
+        sweep=_limit_settings(_make_confirm_settings(sweep, folder, num_trials=len(points)), events, budget),
         cluster=cluster,
         space=space,
         searcher=lambda **asked: PointSearcher(points),
@@ -129,6 +138,11 @@ def confirm_finalists(
         process_mb=read_process_mb(sweep.path),
     )
     with run_sweep(run) as trained:
+        if trained.end == "spent":
+            seeds = [seed for seed in seeds if _is_trained(trained, chosen, seed)]
+        if not seeds:
+            print("confirm     the budget ended it before every candidate was trained with one seed", flush=True)
+            return None
         content = summarise_confirmation(chosen, seeds, trained)
     write_yaml(folder / CONFIRM_FILE, content)
     return content
@@ -215,6 +229,22 @@ def _make_confirm_settings(sweep: SweepSettings, folder: Path, *, num_trials: in
         gpu_hours=None,
         preflight="off",
     )
+
+
+def _limit_settings(
+    settings: SweepSettings, events: Sequence[Event], budget: ConfirmationBudget | None
+) -> SweepSettings:
+    """Return the settings with the limits of the budget, which are counted from now on."""
+    if budget is None:
+        return settings
+    used_s = events[-1].at if events else 0.0
+    return replace(settings, time_budget_s=used_s + max(budget.time_s, 1.0), gpu_hours=budget.gpu_hours)
+
+
+def _is_trained(table: TrialTable, chosen: Sequence[Candidate], seed: int) -> bool:
+    """Return whether the runs of all candidates with a seed are over."""
+    runs = (_find_run(table, {**candidate.params, "seed": seed}) for candidate in chosen)
+    return all(run is not None and run.is_over for run in runs)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Retrain the winner of a sweep with its full schedule, as train.py would; an interrupted retraining resumes.
 
 If several GPUs share its batches, the retraining runs as a separate program on each node, and Lightning starts that
-program once per device: `python -m handpose.sweep.selection.retrain FOLDER DEVICES NODES`, followed by
-`train_on_val=true` to train on the validation split as well.
+program once per device: `python -m handpose.sweep.selection.retrain FOLDER DEVICES NODES`, followed by further
+overrides: `train_on_val=true` to train on the validation split as well, and `budget.finish_by` if there is a budget.
 """
 
 import itertools
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def retrain_winner(
     use_val: bool = False,
     epoch_s: float | None = None,
     find_nodes: Callable[[int], AbstractContextManager[RetrainNodes | None]] | None = None,
+    find_end: Callable[[int], float] | None = None,
 ) -> dict[str, float]:
     """Train the configuration of best.yaml as train.py would, and test it once the training is over.
 
@@ -64,6 +66,8 @@ def retrain_winner(
         epoch_s: seconds that an epoch takes on one device, for the expected time that is printed. None: unknown.
         find_nodes: called with the batch size. Its context holds the nodes of the cluster that retrain instead of this
             machine, and that can access the folder; or None.
+        find_end: called with the number of devices. Returns when the retraining has to be finished, in seconds since
+            the epoch. None: it trains all its epochs.
 
     Returns:
         Metrics of the training and of the test.
@@ -78,22 +82,33 @@ def retrain_winner(
     if (place / "metrics.json").is_file():
         return _read_metrics(place)
     config = compose("train", [_format_best_override(folder)])
-    announce = partial(_print_start, folder, config, epoch_s=epoch_s)
+    announce = partial(_print_start, folder, config, epoch_s=epoch_s, find_end=find_end)
     if find_nodes is not None and not _has_devices(winner):
         with find_nodes(config.data.batch_size) as retrain_nodes:
             if retrain_nodes is not None:
-                announce(retrain_nodes.num_devices)
-                _run_on_cluster(folder, retrain_nodes, use_val=use_val)
+                changes = announce(retrain_nodes.num_devices)
+                _run_on_cluster(folder, retrain_nodes, [*_make_val_overrides(use_val), *changes])
                 return _read_metrics(place)
     number = _find_divisor(devices or _count_gpus(config, winner), config.data.batch_size)
-    announce(number if number > 1 else count_local_processes(config))
+    changes = announce(number if number > 1 else count_local_processes(config))
+    changes = [*_make_val_overrides(use_val), *changes]
     if number == 1:
-        return _train_in_process(folder, winner, devices=1, use_val=use_val)
-    _run_in_subprocess(folder, number, use_val=use_val)
+        return _train_in_process(folder, winner, devices=1, changes=changes)
+    _run_in_subprocess(folder, number, changes)
     return _read_metrics(place)
 
 
-def _print_start(folder: Path, config: DictConfig, num_devices: int, *, epoch_s: float | None) -> None:
+def _print_start(
+    folder: Path,
+    config: DictConfig,
+    num_devices: int,
+    *,
+    epoch_s: float | None,
+    find_end: Callable[[int], float] | None,
+) -> list[str]:
+    """Print what is trained and for how long. Return the override that ends it in time, if there is a budget."""
+    finish_at = None if find_end is None else find_end(num_devices)
+    changes = [] if finish_at is None else [quote_override("budget.finish_by", _format_time(finish_at))]
     best, max_epochs = load_yaml(folder / "best.yaml"), config.trainer.max_epochs
     params = format_params(best.get("params") or {})
     name = f"trial {best['trial']}" if "trial" in best else "the winner"
@@ -101,12 +116,20 @@ def _print_start(folder: Path, config: DictConfig, num_devices: int, *, epoch_s:
     trained = _count_trained_epochs(folder / "retrain" / "checkpoints")
     if trained >= max_epochs:
         print(f"retrain     {named}: all {max_epochs} epochs are done, the test follows", flush=True)
-        return
+        return changes
     epochs = f"continues after epoch {trained} of {max_epochs}" if trained else f"{max_epochs} epochs"
     on = f"on {num_devices} device{'' if num_devices == 1 else 's'}"
     left_s = (max_epochs - trained) * (epoch_s or 0.0) / num_devices
     time_left = f", about {format_duration(left_s, is_rough=True)} at the speed of its trial" if left_s else ""
+    if finish_at is not None:
+        given_s = max(0.0, finish_at - time.time())
+        time_left += f"; the budget gives it {format_duration(given_s)}, in which the learning rate falls to its end"
     print(f"retrain     {named}: {epochs} {on}{time_left}", flush=True)
+    return changes
+
+
+def _format_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, tz=UTC).isoformat()
 
 
 def _read_winner(folder: Path, *, use_val: bool) -> list[str]:
@@ -142,16 +165,19 @@ def _find_divisor(most: int, batch_size: int) -> int:
 
 
 def _train_in_process(
-    folder: Path, winner: list[str], *, devices: int, num_nodes: int = 1, use_val: bool
+    folder: Path, winner: list[str], *, devices: int, num_nodes: int = 1, changes: list[str]
 ) -> dict[str, float]:
-    """Train in this process, which is one of several if there are several devices per node or several nodes."""
+    """Train in this process, which is one of several if there are several devices per node or several nodes.
+
+    `changes` are further overrides.
+    """
     place = folder / "retrain"
     places = {"logs": place, "checkpoints": place / "checkpoints", "predictions": place}
     overrides = [
         _format_best_override(folder),
         *(quote_override(f"paths.{name}", str(path)) for name, path in places.items()),
     ]
-    overrides += _make_val_overrides(use_val)
+    overrides += changes
     config = compose("train", overrides)
     if devices * num_nodes > 1:
         shared = {"trainer.devices": devices, "+trainer.num_nodes": num_nodes}
@@ -172,12 +198,12 @@ def _make_interrupted_error(folder: Path) -> SweepInterruptedError:
     return SweepInterruptedError(f"the retraining was interrupted; to resume: {format_resume_command(folder)}")
 
 
-def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
+def _run_in_subprocess(folder: Path, devices: int, changes: list[str]) -> None:
     """Run the retraining as a separate program, because Lightning starts the program of this process once per device.
 
     The subprocess runs in its own session, so that it receives Ctrl-C only once, from here.
     """
-    command = [sys.executable, "-m", __name__, str(folder), str(devices), "1", *_make_val_overrides(use_val)]
+    command = [sys.executable, "-m", __name__, str(folder), str(devices), "1", *changes]
     process = subprocess.Popen(command, env=make_program_environment(), start_new_session=True)
     try:
         with interrupt_on_sigterm():
@@ -194,13 +220,13 @@ def _run_in_subprocess(folder: Path, devices: int, *, use_val: bool) -> None:
         )
 
 
-def _run_on_cluster(folder: Path, retrain_nodes: RetrainNodes, *, use_val: bool) -> None:
+def _run_on_cluster(folder: Path, retrain_nodes: RetrainNodes, changes: list[str]) -> None:
     """Run the retraining on nodes of the Ray cluster, which this process has joined."""
     arguments = [
         str(folder),
         str(retrain_nodes.devices_per_node),
         str(len(retrain_nodes.node_ids)),
-        *_make_val_overrides(use_val),
+        *changes,
     ]
     try:
         with interrupt_on_sigterm():
@@ -268,13 +294,13 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _main() -> None:
-    folder, devices, num_nodes, use_val = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), len(sys.argv) > 4
+    folder, devices, num_nodes, changes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    use_val = any(override_key(item) == "train_on_val" for item in changes)
     _end_with_parent(os.getppid())
     with exit_on_user_error():
         try:
-            _train_in_process(
-                folder, _read_winner(folder, use_val=use_val), devices=devices, num_nodes=num_nodes, use_val=use_val
-            )
+            winner = _read_winner(folder, use_val=use_val)
+            _train_in_process(folder, winner, devices=devices, num_nodes=num_nodes, changes=changes)
         except SweepInterruptedError:
             sys.exit(INTERRUPTED_STATUS)
 

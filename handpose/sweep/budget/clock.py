@@ -1,0 +1,153 @@
+"""Counts the time that a sweep has used, over all processes and jobs that have run it.
+
+The time is kept in budget.json in the sweep's folder. A process that is killed loses at most the last two seconds of
+its count. The time between two processes does not count.
+"""
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import handpose
+from handpose.budget import BudgetSettings, Deadline
+from handpose.errors import UserError
+from handpose.files import read_json, write_json
+
+BUDGET_FILE = "budget.json"
+"""Name of the file in the folder of a sweep."""
+
+Stage = Literal["preparation", "trials", "confirmation", "retraining", "report"]
+
+_SAVE_EVERY_S = 2.0
+
+
+@dataclass
+class Decisions:
+    """What has been decided about the rest of the budget, so that a resumed sweep does not change its mind.
+
+    Attributes:
+        planned_keys: configuration keys whose values were planned, and not given by the user.
+        reserved_s: seconds that the trials leave for the confirmation and the retraining.
+        top_k: number of finalists that are confirmed; None before the confirmation.
+        seeds: number of seeds of the confirmation; None before the confirmation.
+    """
+
+    planned_keys: list[str] = field(default_factory=list)
+    reserved_s: float = 0.0
+    top_k: int | None = None
+    seeds: int | None = None
+
+
+class BudgetClock:
+    """Counts the seconds of each stage of a sweep.
+
+    Args:
+        settings: the budget.
+        folder: the folder of the sweep. If it has a budget.json, the times in it are added.
+
+    Attributes:
+        seconds: stage -> seconds used, over all processes.
+        decisions: what has been decided. `save` makes changes permanent.
+
+    Raises:
+        UserError: budget.json is damaged.
+    """
+
+    def __init__(self, settings: BudgetSettings, folder: Path) -> None:
+        self.seconds: dict[str, float] = {}
+        self.decisions = Decisions()
+        self._settings = settings
+        self._file = folder / BUDGET_FILE
+        self._stage: Stage = "preparation"
+        self._lock, self._save_lock = threading.Lock(), threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._read()
+        self._earlier_s = self.used_s
+        self._counted_until = handpose.IMPORTED_AT
+
+    @property
+    def used_s(self) -> float:
+        """Seconds used so far, over all processes, as of the last count."""
+        return sum(self.seconds.values())
+
+    @property
+    def deadline(self) -> Deadline:
+        """When the sweep must be finished."""
+        return Deadline(self._settings, used_s=self._earlier_s)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the sweep has a budget."""
+        return self._settings.is_limited
+
+    @property
+    def gpu_s(self) -> float:
+        """GPU-seconds that the budget allows; infinity without a limit."""
+        return math.inf if self._settings.gpu_hours is None else 3600.0 * self._settings.gpu_hours
+
+    def describe_limit(self) -> str:
+        """Return the overrides that give the budget."""
+        return self._settings.describe()
+
+    def count_used_s(self) -> float:
+        """Return the seconds used until now, over all processes."""
+        self._count()
+        return self.used_s
+
+    def enter(self, stage: Stage) -> None:
+        """Count the time from now on to another stage."""
+        self._count()
+        self._stage = stage
+        self.save()
+
+    def start_saving(self) -> None:
+        """Save the times every few seconds from now on. The process must hold the lock of the sweep."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="budget clock", daemon=True)
+            self.save()
+            self._thread.start()
+
+    @contextlib.contextmanager
+    def close_at_end(self) -> Iterator[None]:
+        """Save the times for the last time at the end of the block."""
+        try:
+            yield
+        finally:
+            self._stop.set()
+            if self._thread is not None:
+                self._thread.join()
+                self.save()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_SAVE_EVERY_S):
+            with contextlib.suppress(OSError):  # a full disk: the next time may work
+                self.save()
+
+    def _count(self) -> None:
+        now = time.time()
+        with self._lock:
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + max(0.0, now - self._counted_until)
+            self._counted_until = now
+
+    def save(self) -> None:
+        """Save the times and the decisions. This does nothing before `start_saving`."""
+        self._count()
+        if self._thread is not None:
+            seconds = {stage: round(seconds, 1) for stage, seconds in self.seconds.items()}
+            with self._save_lock:
+                write_json(self._file, {"seconds": seconds, "decisions": asdict(self.decisions)}, indent=2)
+
+    def _read(self) -> None:
+        try:
+            content: Mapping[str, Any] = read_json(self._file)
+            self.seconds, self.decisions = dict(content["seconds"]), Decisions(**content["decisions"])
+        except FileNotFoundError:
+            return
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self._file} is damaged; remove it to count the time of the sweep from now on") from error

@@ -1,0 +1,111 @@
+"""Plans the rest of a sweep again after its trials, from what they really took."""
+
+import statistics
+import time
+from collections.abc import Collection
+from typing import NamedTuple
+
+from handpose.report.trial_table import TrialTable
+from handpose.sweep.budget.clock import BudgetClock
+from handpose.sweep.budget.planning import Amounts, Work, choose_confirmation
+from handpose.sweep.record.settings import SweepSettings
+
+REPORT_S = 6.0
+"""Seconds for the summary and the report after the retraining."""
+
+_CONFIRMATION_LIMIT = 0.5
+"""Largest part of the time left that the confirmation may take, if it turns out to be slower than planned."""
+
+
+class ConfirmationBudget(NamedTuple):
+    """What a confirmation may take.
+
+    Attributes:
+        top_k: number of finalists.
+        seeds: number of seeds.
+        time_s: seconds from now on.
+        gpu_hours: GPU-hours from now on; None: no limit.
+    """
+
+    top_k: int
+    seeds: int
+    time_s: float
+    gpu_hours: float | None
+
+
+def estimate_trial_epoch(table: TrialTable) -> Work:
+    """Estimate what an epoch of a trial takes, with its share of the start of the trial.
+
+    Args:
+        table: the trials; at least one of them has reported.
+    """
+    rows = [row for row in table.rows.values() if row.epochs]
+    epoch_s = statistics.fmean(row.seconds / row.epochs for row in rows)
+    total_s = sum(row.seconds for row in table.rows.values())
+    gpus = 3600.0 * table.gpu_hours / total_s if total_s else 0.0
+    return Work(epoch_s, epoch_s * gpus)
+
+
+def count_used_gpu_s(table: TrialTable, clock: BudgetClock, *, num_retrain_gpus: int = 0) -> float:
+    """Estimate the GPU-seconds that a sweep has used so far.
+
+    Args:
+        table: the trials.
+        clock: the times of the stages.
+        num_retrain_gpus: GPUs of the retraining.
+    """
+    epoch = estimate_trial_epoch(table) if any(row.epochs for row in table.rows.values()) else Work(1.0, 0.0)
+    in_confirmation = table.num_slots * epoch.gpu_s / epoch.wall_s
+    return (
+        3600.0 * table.gpu_hours
+        + in_confirmation * clock.seconds.get("confirmation", 0.0)
+        + num_retrain_gpus * clock.seconds.get("retraining", 0.0)
+    )
+
+
+def plan_confirmation(
+    table: TrialTable, sweep: SweepSettings, clock: BudgetClock, *, schedule_epochs: int, given: Collection[str]
+) -> ConfirmationBudget:
+    """Choose how many finalists and seeds fit, and what the confirmation may take.
+
+    A resumed confirmation keeps what was chosen.
+
+    Args:
+        table: the trials.
+        sweep: settings of the sweep.
+        clock: what is left of the budget. The choice is recorded in it.
+        schedule_epochs: epochs of the retraining without a budget; 0: the winner is not retrained.
+        given: configuration keys that the user has given.
+    """
+    left = Work(clock.deadline.left_s - REPORT_S, clock.gpu_s - count_used_gpu_s(table, clock))
+    epoch = estimate_trial_epoch(table) if any(row.epochs for row in table.rows.values()) else Work(0.0, 0.0)
+    decided = clock.decisions
+    if decided.top_k is None or decided.seeds is None:
+        asked = Amounts(sweep.num_trials, sweep.max_epochs, sweep.confirm.top_k, sweep.confirm.seeds)
+        chosen = choose_confirmation(
+            left,
+            asked,
+            run=epoch.scale(sweep.max_epochs),
+            num_slots=table.num_slots,
+            retraining=epoch.scale(sweep.workers_per_trial * schedule_epochs),
+            given=given,
+        )
+        decided.top_k, decided.seeds = chosen.top_k, chosen.seeds
+        clock.save()
+    limit = left.scale(_CONFIRMATION_LIMIT) if schedule_epochs else left
+    is_gpu_limited = limit.gpu_s != float("inf")
+    return ConfirmationBudget(
+        decided.top_k, decided.seeds, max(0.0, limit.wall_s), max(0.0, limit.gpu_s) / 3600 if is_gpu_limited else None
+    )
+
+
+def find_retraining_end(table: TrialTable, clock: BudgetClock, num_devices: int) -> float:
+    """Return when the retraining has to be finished, in seconds since the epoch.
+
+    Args:
+        table: the trials.
+        clock: what is left of the budget.
+        num_devices: number of devices of the retraining.
+    """
+    gpu_s = clock.gpu_s - count_used_gpu_s(table, clock, num_retrain_gpus=num_devices)
+    return time.time() + max(0.0, min(clock.deadline.left_s - REPORT_S, gpu_s / num_devices))

@@ -1,0 +1,173 @@
+"""Plans a sweep that has a budget: how many trials, epochs, finalists and seeds fit."""
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+from handpose.budget import AUTO_MINUTES
+from handpose.config import override_key
+from handpose.errors import UserError
+from handpose.program import list_given_keys, list_task_overrides
+from handpose.report.budget import format_budget_plan
+from handpose.sweep.budget.planning import Amounts, BudgetPlan, Work, list_values, make_budget_plan
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
+from handpose.sweep.controller.slots import Slots
+from handpose.sweep.driver.resume import SweepTask, change_task
+from handpose.sweep.driver.run import run_preflight_alone
+from handpose.sweep.plan import SweepPlan, build_plan
+from handpose.sweep.preflight.budget_costs import estimate_costs
+from handpose.sweep.preflight.forecast import forecast_retraining
+from handpose.sweep.preflight.probe import ProbeResults
+from handpose.sweep.record.events import EVENTS_FILE, SweepClosed, read_events
+from handpose.sweep.record.settings import SweepSettings
+
+_PREFLIGHT_SHARE = 0.1
+"""Part of the time left in which a brief preflight may start to try further points."""
+
+_AUTO_UNLESS_GIVEN = ("sweep.num_trials", "sweep.max_epochs", "sweep.time_budget_s", "sweep.gpu_hours", "trainer.")
+"""With one of these keys on the command line, the user has said how much to train."""
+
+
+def resolve_auto_budget(task: SweepTask) -> SweepTask:
+    """Return a new sweep's task with the value that `budget.minutes=auto` stands for.
+
+    It is 5 for synthetic hands if the user has not said how much to train, so that a first run takes five minutes. It
+    is no limit otherwise.
+    """
+    budget = task.config.budget
+    if budget.minutes != "auto":
+        return task
+    has_other = any(budget[name] is not None for name in ("hours", "gpu_hours", "finish_by"))
+    has_said = any(key.startswith(_AUTO_UNLESS_GIVEN) for key in list_given_keys())
+    is_first_run = task.choices.get("data") == "synthetic" and not has_other and not has_said
+    return change_task(task, {"budget.minutes": AUTO_MINUTES if is_first_run else None})
+
+
+def plan_within_budget(plan: SweepPlan, stack: contextlib.ExitStack) -> SweepPlan:
+    """Run the preflight of a new sweep, and choose amounts of work that fit into its budget.
+
+    Args:
+        plan: the plan of the sweep as configured.
+        stack: keeps Ray running for the sweep until it is closed.
+
+    Returns:
+        The plan with these amounts. Its preflight has been run.
+
+    Raises:
+        UserError: the preflight is off, or what the user asks for does not fit.
+    """
+    sweep, clock = plan.sweep, plan.clock
+    if sweep.preflight == "off":
+        raise UserError(
+            f"{clock.describe_limit()} needs the preflight, which measures what fits; leave out sweep.preflight=off"
+        )
+    planner = _Planner(plan, given=list_given_keys())
+    left_s = clock.deadline.left_s
+    preflight = replace(
+        plan.make_preflight(plan.trial_function),
+        brief_s=min(plan.make_preflight(plan.trial_function).brief_s, _PREFLIGHT_SHARE * left_s),
+        plan_budget=planner.plan_budget,
+    )
+    slots = run_preflight_alone(sweep, plan.cluster, preflight.run, stack=stack)
+    chosen = build_plan(change_task(plan.task, planner.values), data=plan.data, measured_slots=slots)
+    clock.decisions.planned_keys = list(planner.values)
+    clock.decisions.reserved_s = planner.reserved_s
+    return replace(chosen, clock=clock)
+
+
+def limit_resumed_plan(plan: SweepPlan) -> SweepPlan:
+    """Return the plan of a resumed sweep, whose trials may take what is left of its budget now.
+
+    Trials that have ended, or that have used up their part of the budget, are not continued, unless the budget has
+    become larger.
+    """
+    clock, events = plan.clock, read_events(plan.sweep.path / EVENTS_FILE)
+    if not clock.is_limited or not events or not clock.decisions.planned_keys:
+        return plan
+    is_larger = any(override_key(item).startswith("budget.") for item in list_task_overrides())
+    is_closed = isinstance(events[-1], SweepClosed) and events[-1].reason in ("finished", "spent")
+    if is_closed and not is_larger:
+        return plan
+    limit_s = events[-1].at + max(1.0, clock.deadline.left_s - clock.decisions.reserved_s)
+    return replace(plan, sweep=replace(plan.sweep, time_budget_s=round(limit_s, 1)))
+
+
+class _Planner:
+    """Plans a sweep while its preflight runs.
+
+    Args:
+        plan: the plan of the sweep as configured.
+        given: the configuration keys that the user has given.
+
+    Attributes:
+        values: configuration key -> planned value.
+        reserved_s: seconds that the trials leave for the confirmation and the retraining.
+    """
+
+    def __init__(self, plan: SweepPlan, *, given: list[str]) -> None:
+        self.values: dict[str, Any] = {}
+        self.reserved_s = 0.0
+        self._plan = plan
+        self._given = given
+
+    def plan_budget(self, probed: ProbeResults, slots: Slots) -> tuple[SweepSettings, list[str]]:
+        """Plan the sweep from the measured points and the slots.
+
+        Returns:
+            The planned settings, and lines that describe the plan.
+        """
+        plan, sweep, clock = self._plan, self._plan.sweep, self._plan.clock
+        use_val = plan.task.config.retrain.use_val
+        retraining = None
+        if sweep.retrain:
+            retraining = forecast_retraining(sweep, plan.recipe, probed, plan.data.size, use_val=use_val)
+        costs = estimate_costs(sweep, probed, slots, bind_scheduler=self._bind_scheduler, retraining=retraining)
+        asked = Amounts(sweep.num_trials, sweep.max_epochs, sweep.confirm.top_k, sweep.confirm.seeds)
+        chosen = make_budget_plan(
+            Work(clock.deadline.left_s, clock.gpu_s),
+            asked,
+            costs,
+            given=self._given,
+            described=clock.describe_limit(),
+            num_points=plan.num_points,
+        )
+        self._choose_values(chosen, has_gpus=bool(slots.gpus))
+        self.reserved_s = chosen.confirmation.wall_s + chosen.retraining.wall_s + costs.fixed.wall_s
+        amounts = chosen.amounts
+        planned = replace(
+            sweep,
+            num_trials=amounts.num_trials,
+            max_epochs=amounts.max_epochs,
+            confirm=replace(sweep.confirm, top_k=amounts.top_k, seeds=amounts.seeds),
+        )
+        return planned, [self._describe(chosen, asked, schedule_epochs=costs.num_retrain_epochs)]
+
+    def _bind_scheduler(self, sweep: SweepSettings) -> Any:
+        plan = self._plan
+        return bind_scheduler(plan.scheduler_class, sweep, plan.task.space)
+
+    def _choose_values(self, chosen: BudgetPlan, *, has_gpus: bool) -> None:
+        planned: dict[str, Any] = list_values(chosen.amounts)
+        planned["sweep.time_budget_s"] = round(chosen.trials_limit.wall_s, 1)
+        if has_gpus and self._plan.clock.gpu_s != float("inf"):
+            planned["sweep.gpu_hours"] = round(chosen.trials_limit.gpu_s / 3600, 4)
+        self.values = {key: value for key, value in planned.items() if key not in self._given}
+
+    def _describe(self, chosen: BudgetPlan, asked: Amounts, *, schedule_epochs: int) -> str:
+        amounts, clock = chosen.amounts, self._plan.clock
+        now = list_values(amounts)
+        smaller = {key: before for key, before in list_values(asked).items() if now[key] < before}
+        return format_budget_plan(
+            limit=clock.describe_limit(),
+            used_s=clock.count_used_s(),
+            num_trials=amounts.num_trials,
+            max_epochs=amounts.max_epochs,
+            trials_s=chosen.trials.wall_s,
+            num_finalists=amounts.top_k,
+            num_seeds=amounts.seeds,
+            confirmation_s=chosen.confirmation.wall_s,
+            retrain_epochs=chosen.retrain_epochs,
+            schedule_epochs=schedule_epochs,
+            retraining_s=chosen.retraining.wall_s,
+            asked=smaller,
+        )
