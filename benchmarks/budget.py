@@ -45,12 +45,12 @@ _COLUMNS = (
 def main() -> None:
     """Run all combinations and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, nargs="+", default=[3, 5, 10])
-    parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], help="busy processes beside the run")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[3, 5, 10], help="budgets (default: 3 5 10)")
+    parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], help="numbers of busy processes (default: 0 2)")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each combination (default: 1)")
     parser.add_argument("--kill", action="store_true", help="kill each run in every stage, and resume it")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills (default: 0)")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("overrides", nargs="*", help="further arguments of tune.py")
     given = parser.parse_args()
     rng, rows = random.Random(given.seed), []

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from handpose import OPENMP_WAIT_VARIABLES
+import handpose
 from handpose.errors import UserError
 from handpose.files import find_home_folder
 from handpose.resources import count_cores, measure_memory
@@ -117,7 +117,9 @@ def make_worker_environment() -> dict[str, str]:
     They include the driver's settings of OpenMP: Ray Train imports torch before this project in the workers of a trial,
     and a node of a cluster need not have them in its environment.
     """
-    return _WORKER_ENVIRONMENT | {name: os.environ[name] for name in OPENMP_WAIT_VARIABLES if name in os.environ}
+    return _WORKER_ENVIRONMENT | {
+        name: os.environ[name] for name in handpose.OPENMP_WAIT_VARIABLES if name in os.environ
+    }
 
 
 def _check_cluster_answers(address: str | None) -> None:
