@@ -12,7 +12,6 @@ from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.defaults_list import Overrides
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
 
 from handpose.config_files import CONFIGS
 
@@ -32,7 +31,7 @@ def cache_composition(patch: pytest.MonkeyPatch) -> None:
     create_defaults_list = config_loader_impl.create_defaults_list
     compose_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
     lists: dict[Any, Any] = {}
-    configs: dict[str, DictConfig] = {}
+    configs: dict[str, Any] = {}
 
     def create_list_once(repo: IConfigRepository, config_name: str, overrides_list: list[Override], **how: Any) -> Any:
         if not is_shipped(repo):
