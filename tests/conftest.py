@@ -1,22 +1,21 @@
-import copy
 import shutil
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 
 from handpose import config_files
 from handpose.config import compose, to_plain_values
-from handpose.config_files import CONFIGS, use_extensions
+from handpose.config_files import use_extensions
 from handpose.search.space import load_space
 from handpose.sweep.execution.runtime import start_ray
 from handpose.sweep.record.settings import RaySettings
 from handpose.training.build import build_training
 from tests.builders import make_hands, write_freihand
+from tests.composition import cache_composition
 
 SIZE = 64
 
@@ -28,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if (folder := config.getoption("--extensions")) is not None:
         use_extensions(folder.resolve())
+    patch = pytest.MonkeyPatch()
+    cache_composition(patch)  # before the collection, which composes the options of the contract tests
+    config.add_cleanup(patch.undo)
 
 
 @pytest.fixture(autouse=True)
@@ -36,24 +38,6 @@ def _forget_extensions() -> Iterator[None]:
     before = config_files._extensions
     yield
     config_files._extensions = before
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compose_each_configuration_once() -> Iterator[None]:
-    """Keep what Hydra composes, a tenth of a second's work; it is unresolved, and so the same for equal overrides."""
-    compose_anew, kept = hydra.compose, {}
-
-    def compose_once(name, overrides, return_hydra_config=False):
-        if config_files.config_folders() != [CONFIGS]:
-            return compose_anew(name, overrides, return_hydra_config)
-        key = (name, *overrides, return_hydra_config)
-        if key not in kept:
-            kept[key] = compose_anew(name, list(overrides), return_hydra_config)
-        return copy.deepcopy(kept[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hydra, "compose", compose_once)
-        yield
 
 
 @pytest.fixture(scope="session")

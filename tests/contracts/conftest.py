@@ -1,5 +1,6 @@
 """Parametrizes the contract tests with every option of a configuration group and the variants that its class states."""
 
+import functools
 import pkgutil
 import types
 import typing
@@ -53,8 +54,12 @@ class Option(NamedTuple):
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for argument, group in GROUPS.items():
         if argument in metafunc.fixturenames:
-            options = [option for name in list_names(group) for option in list_variants(group, name)]
-            metafunc.parametrize(argument, options, ids=str)
+            metafunc.parametrize(argument, list_options(group), ids=str)
+
+
+@functools.cache
+def list_options(group: str) -> list[Option]:
+    return [option for name in list_names(group) for option in list_variants(group, name)]
 
 
 def list_names(group: str) -> list[str]:
