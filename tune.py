@@ -54,6 +54,8 @@ def run_steps(plan: SweepPlan, folder_sync: FolderSync | None, ray_stack: contex
     clock = plan.clock
     clock.enter("trials")
     with ray_stack, plan.run_sweep(folder_sync=folder_sync) as table:
+        if clock.is_limited:
+            clock.start_saving()  # a sweep without trials left has not been locked
         spent = describe_spent_budget(plan.sweep, table)
         if spent and not clock.is_limited:
             print(spent, flush=True)
