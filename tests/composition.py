@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -15,29 +16,28 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
 
 from handpose import config_files
-from handpose.config_files import CONFIGS
-
-SHIPPED = {"pkg://hydra.conf", f"file://{CONFIGS}", "structured://"}
-"""Where Hydra looks when there is no folder of a user."""
 
 
 def cache_composition(patch: pytest.MonkeyPatch) -> None:
-    """Keep what Hydra composes from the configurations of this repository.
+    """Keep what Hydra composes from the current folders of configurations; those that a test adds are read each time.
 
     A configuration is unresolved, and so the same for equal overrides. For other overrides that choose the same
     options, what Hydra reads and merges is kept, and the overrides are applied to a copy of it.
     """
-    patch.setattr(hydra, "compose", _keep_configs(hydra.compose))
-    patch.setattr(config_loader_impl, "create_defaults_list", _keep_lists(config_loader_impl.create_defaults_list))
-    merge = ConfigLoaderImpl._compose_config_from_defaults_list
-    patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _keep_merged(merge))
+    folders = config_files.config_folders()
+    sources = {"pkg://hydra.conf", "structured://", *(f"file://{folder}" for folder in folders)}
+    create_list = _keep_lists(config_loader_impl.create_defaults_list, sources)
+    merge = _keep_merged(ConfigLoaderImpl._compose_config_from_defaults_list, sources)
+    patch.setattr(hydra, "compose", _keep_configs(hydra.compose, folders))
+    patch.setattr(config_loader_impl, "create_defaults_list", create_list)
+    patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge)
 
 
-def _keep_configs(compose: Any) -> Any:
+def _keep_configs(compose: Any, folders: list[Path]) -> Any:
     kept: dict[Any, Any] = {}
 
     def compose_once(name: str, overrides: Sequence[str], return_hydra_config: bool = False) -> Any:
-        if config_files.config_folders() != [CONFIGS]:
+        if config_files.config_folders() != folders:
             return compose(name, overrides, return_hydra_config)
         key = (name, *overrides, return_hydra_config)
         if key not in kept:
@@ -47,11 +47,11 @@ def _keep_configs(compose: Any) -> Any:
     return compose_once
 
 
-def _keep_lists(create_defaults_list: Any) -> Any:
+def _keep_lists(create_defaults_list: Any, sources: set[str]) -> Any:
     kept: dict[Any, Any] = {}
 
     def create_once(repo: IConfigRepository, config_name: str, overrides_list: list[Override], **how: Any) -> Any:
-        if not _is_shipped(repo):
+        if not _reads_only(repo, sources):
             return create_defaults_list(repo=repo, config_name=config_name, overrides_list=overrides_list, **how)
         values = Overrides(repo=repo, overrides_list=overrides_list).config_overrides
         choices = [override for override in overrides_list if not any(override is value for value in values)]
@@ -63,11 +63,11 @@ def _keep_lists(create_defaults_list: Any) -> Any:
     return create_once
 
 
-def _keep_merged(merge: Any) -> Any:
+def _keep_merged(merge: Any, sources: set[str]) -> Any:
     kept: dict[str, Any] = {}
 
     def merge_once(loader: ConfigLoaderImpl, defaults: Sequence[ResultDefault], repo: IConfigRepository) -> Any:
-        if not _is_shipped(repo):
+        if not _reads_only(repo, sources):
             return merge(loader, defaults, repo)
         key = repr(defaults)
         if key not in kept:
@@ -77,5 +77,5 @@ def _keep_merged(merge: Any) -> Any:
     return merge_once
 
 
-def _is_shipped(repo: IConfigRepository) -> bool:
-    return {source.full_path() for source in repo.get_sources()} <= SHIPPED
+def _reads_only(repo: IConfigRepository, sources: set[str]) -> bool:
+    return {source.full_path() for source in repo.get_sources()} <= sources

@@ -1,7 +1,7 @@
-"""What a bad trial does to its process: `python -m tests.sweep.trainable.side_effects fresh|used DATA FOLDER` trains in
-one.
+"""What a bad trial does to its process. `python -m tests.sweep.trainable.side_effects DATA FOLDER` trains in two.
 
-Prints the hash of the weights; used: after another training, and after everything in DIRT.
+It prints the hash of the weights after a training in a fresh process, and after a training in a process that has run
+other trainings and all that is in SIDE_EFFECTS. Both are forks of a process that has imported everything.
 """
 
 import contextlib
@@ -164,10 +164,25 @@ def train_and_hash_weights(data, folder, *overrides, fails=False):
     return kept.digest.hexdigest()
 
 
+def hash_weights_in_fork(data, folder, *, is_used):
+    """Train in a fork of this process."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.close(read)
+        if is_used:
+            train_and_hash_weights(data, folder, "seed=5", "num_threads=3", "augment=none")
+            with contextlib.suppress(FloatingPointError):
+                train_and_hash_weights(data, folder, "seed=6", fails=True)
+        os.write(write, train_and_hash_weights(data, folder).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as file:
+        digest = file.read()
+    os.wait()
+    return digest
+
+
 if __name__ == "__main__":
-    state, data, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    if state == "used":
-        train_and_hash_weights(data, folder, "seed=5", "num_threads=3", "augment=none")
-        with contextlib.suppress(FloatingPointError):
-            train_and_hash_weights(data, folder, "seed=6", fails=True)
-    print(train_and_hash_weights(data, folder))
+    data, folder = sys.argv[1], Path(sys.argv[2])
+    print(hash_weights_in_fork(data, folder / "fresh", is_used=False))
+    print(hash_weights_in_fork(data, folder / "used", is_used=True))

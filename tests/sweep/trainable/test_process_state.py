@@ -56,17 +56,10 @@ def test_what_cannot_be_read_at_the_beginning_is_left_alone():
 
 def test_a_training_in_a_used_process_is_that_of_a_fresh_one_bit_for_bit(tmp_path):
     data = write_freihand(tmp_path / "freihand", num_poses=24, variants=1, num_test=6, size=64)
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.sweep.trainable.side_effects", state, str(data), str(tmp_path / state)],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for state in ("fresh", "used")
-    ]
-    fresh, used = (process.communicate()[0] for process in started)
-    assert len(fresh.strip()) == 64
+    command = [sys.executable, "-m", "tests.sweep.trainable.side_effects", str(data), str(tmp_path)]
+    trained = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
+    fresh, used = trained.stdout.split()
+    assert len(fresh) == 64
     assert used == fresh
 
 
