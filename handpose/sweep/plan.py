@@ -170,6 +170,7 @@ class SweepPlan:
             devices=sweep.retrain_devices,
             use_val=use_val,
             epoch_s=sweep.workers_per_trial * winner.seconds / winner.epochs if winner.epochs else None,
+            trial_epochs=winner.epochs,
             find_nodes=self._find_retrain_nodes if is_shared else None,
             find_end=partial(find_retraining_end, table, self.clock) if self.clock.is_limited else None,
         )

@@ -31,6 +31,7 @@ from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedE
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, make_program_environment, run_on_nodes
 from handpose.sweep.execution.worker_death import describe_exit
 from handpose.sweep.record.settings import format_resume_command
+from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, make_run_name
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
 from handpose.training.trainer import count_local_processes
@@ -48,6 +49,7 @@ def retrain_winner(
     devices: int | None = None,
     use_val: bool = False,
     epoch_s: float | None = None,
+    trial_epochs: int = 0,
     find_nodes: Callable[[int], AbstractContextManager[RetrainNodes | None]] | None = None,
     find_end: Callable[[int], float] | None = None,
 ) -> dict[str, float]:
@@ -64,6 +66,7 @@ def retrain_winner(
         use_val: whether to train on both the training and the validation split. No split remains to choose a checkpoint
             by, so the last checkpoint is tested instead of the best one.
         epoch_s: seconds that an epoch takes on one device, for the expected time that is printed. None: unknown.
+        trial_epochs: epochs that the trial of the winner has trained.
         find_nodes: called with the batch size. Its context holds the nodes of the cluster that retrain instead of this
             machine, and that can access the folder; or None.
         find_end: called with the number of devices. Returns when the retraining has to be finished, in seconds since
@@ -82,7 +85,7 @@ def retrain_winner(
     if (place / "metrics.json").is_file():
         return _read_metrics(place)
     config = compose("train", [_format_best_override(folder)])
-    announce = partial(_print_start, folder, config, epoch_s=epoch_s, find_end=find_end)
+    announce = partial(_print_start, folder, config, epoch_s=epoch_s, trial_epochs=trial_epochs, find_end=find_end)
     if find_nodes is not None and not _has_devices(winner):
         with find_nodes(config.data.batch_size) as retrain_nodes:
             if retrain_nodes is not None:
@@ -104,9 +107,10 @@ def _print_start(
     num_devices: int,
     *,
     epoch_s: float | None,
+    trial_epochs: int,
     find_end: Callable[[int], float] | None,
 ) -> list[str]:
-    """Print what is trained and for how long. Return the override that ends it in time, if there is a budget."""
+    """Print what is trained and for how long. Return the overrides that make it end in time, if there is a budget."""
     finish_at = None if find_end is None else find_end(num_devices)
     changes = [] if finish_at is None else [quote_override("budget.finish_by", _format_time(finish_at))]
     best, max_epochs = load_yaml(folder / "best.yaml"), config.trainer.max_epochs
@@ -124,8 +128,18 @@ def _print_start(
     if finish_at is not None:
         given_s = max(0.0, finish_at - time.time())
         time_left += f"; the budget gives it {format_duration(given_s)}, in which the learning rate falls to its end"
+        checkpoint = _find_trial_checkpoint(folder, best.get("trial"))
+        if not trained and checkpoint is not None and given_s < trial_epochs * (epoch_s or 0.0) / num_devices:
+            changes.append(quote_override("model.weights", str(checkpoint)))
+            time_left += "; because its trial had longer, it starts with the weights of the trial"
     print(f"retrain     {named}: {epochs} {on}{time_left}", flush=True)
     return changes
+
+
+def _find_trial_checkpoint(folder: Path, trial: int | None) -> Path | None:
+    """Return the newest checkpoint of a trial in the sweep's folder, if there is one."""
+    place = folder / CHECKPOINTS_FOLDER / make_run_name(-1 if trial is None else trial)
+    return max(place.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, default=None)
 
 
 def _format_time(seconds: float) -> str:

@@ -72,7 +72,7 @@ def test_the_resumed_sweep_counts_the_time_before_and_ends_with_predictions(kill
 def test_what_cannot_fit_is_refused_before_a_trial_is_trained(place):
     given = [*SMALL, "data.root=freihand", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.name=huge"]
     process = start(place, *given, "budget.minutes=2", "sweep.num_trials=5000", "sweep.max_epochs=100")
-    out, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "error: budget.minutes=2 leaves" in err
     assert "sweep.num_trials=5000, sweep.max_epochs=100 do not fit: at least about" in err

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +66,28 @@ def test_a_retraining_that_resumes_says_after_which_epoch(training_calls, tmp_pa
     assert capsys.readouterr().out.strip() == expected
 
 
+@pytest.mark.parametrize(("given_s", "weights"), [(600.0, None), (100.0, "checkpoints/trial_0007/epoch_0004.ckpt")])
+def test_a_budget_ends_the_retraining_which_starts_from_its_trial_if_that_had_longer(
+    training_calls, tmp_path, capsys, given_s, weights
+):
+    folder = tmp_path / "sweep"
+    (folder / "checkpoints/trial_0007").mkdir(parents=True)
+    for age, epoch in enumerate((4, 2)):
+        file = folder / f"checkpoints/trial_0007/epoch_000{epoch}.ckpt"
+        file.touch()
+        os.utime(file, (100 - age, 100 - age))
+    write_yaml(folder / "best.yaml", {"overrides": ["trainer.max_epochs=30"], "trial": 7})
+    end = time.time() + given_s
+    retrain_winner(folder, epoch_s=60.0, trial_epochs=4, find_end=lambda num_devices: end)
+    (config,) = training_calls
+    assert datetime.fromisoformat(config.budget.finish_by).timestamp() == pytest.approx(end, abs=1e-5)
+    assert config.model.weights == (None if weights is None else str(folder / weights))
+    assert config.trainer.max_epochs == 30
+    out = capsys.readouterr().out
+    assert ("; the budget gives it 9:59" if weights is None else "; the budget gives it 1:39") in out
+    assert ("starts with the weights of the trial" in out) == (weights is not None)
+
+
 def test_with_the_validation_split_it_is_another_retraining(training_calls, tmp_path):
     folder = tmp_path / "sweep"
     write_winner(folder, 0.001)
@@ -111,7 +134,7 @@ def test_all_gpus_are_used_unless_the_winner_or_the_machine_says_otherwise(tmp_p
     monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 4)
     started = []
 
-    def run_apart(folder, devices, *, use_val):
+    def run_apart(folder, devices, changes):
         started.append(devices)
         raise UserError("stands in")
 
