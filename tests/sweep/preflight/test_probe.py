@@ -50,6 +50,7 @@ class FakeProbeWorker:
     def __init__(self, scheduler, *, gpus=0.0):
         self.rule = scheduler
         self.gpus = gpus
+        self.start_s = 5.0
         self.asked = []
 
     def measure_params(self, params, *, num_steps=3, weights=False):
