@@ -24,6 +24,6 @@ def threads():
 def test_torch_has_a_thread_for_each_core_of_the_container(threads, freihand, monkeypatch, given, cores, num_threads):
     """At most as many as it would take by itself, which OMP_NUM_THREADS limits; what the user gives holds."""
     monkeypatch.setattr(module, "count_cores", lambda: cores)
-    small = ["model.encoder.name=lcnet_035", "model.decoder.depth=1", "data=freihand", f"data.root={freihand}"]
+    small = ["model.encoder.name=test_efficientnet", "model.decoder.depth=1", "data=freihand", f"data.root={freihand}"]
     build_training(compose("train", [*small, f"num_threads={given}"]), pretrained=False, quiet=True)
     assert torch.get_num_threads() == num_threads
