@@ -68,7 +68,7 @@ def write_checkpoint(freihand, tmp_path_factory):
             [
                 *["data=freihand", f"data.root={freihand}", f"data.image_size={SIZE}", "data.batch_size=4"],
                 *["data.source.val_fraction=0.25", "data.source.num_blocks=2", "num_threads=1"],
-                *["model.encoder.name=lcnet_035", "model.decoder.depth=2", *overrides],
+                *["model.encoder.name=test_efficientnet", "model.decoder.depth=2", *overrides],
             ],
         )
         module, _ = build_training(config, pretrained=False, quiet=True)

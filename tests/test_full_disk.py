@@ -162,7 +162,7 @@ def test_a_training_whose_disk_is_full_ends_with_one_sentence(disk, tmp_path, mo
     root = write_freihand(tmp_path / "set", num_poses=12, variants=1, num_test=3, size=64)
     place = {"checkpoints": f"paths.checkpoints={folder / 'c'}", "log": f"paths.logs={folder / 'log'}"}
     given = [*builders.SMALL, f"data.root={root}", f"paths.output={tmp_path / 'out'}", place[what]]
-    network = ["model.encoder.name=lcnet_035", "model.encoder.pretrained=false", "model.decoder.depth=2"]
+    network = ["model.encoder.name=test_efficientnet", "model.encoder.pretrained=false", "model.decoder.depth=2"]
     run = ["trainer.max_epochs=1", "data.batch_size=4", "num_threads=1", "logger=tensorboard"]
     monkeypatch.setattr(sys, "argv", ["train.py", *given, *network, *run])
     with pytest.raises(SystemExit) as left:

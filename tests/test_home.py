@@ -18,7 +18,6 @@ from tests.programs import command_line
 TINY = [
     *SMALL,
     "model.decoder.depth=1",
-    "model.encoder.name=lcnet_035",
     "model.encoder.pretrained=false",
     "trainer.max_epochs=1",
     "trainer.enable_progress_bar=false",

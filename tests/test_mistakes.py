@@ -20,7 +20,6 @@ from train import main
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = [
     *builders.SMALL,
-    "model.encoder.name=lcnet_035",
     "model.encoder.pretrained=false",
     "model.decoder.depth=2",
     "trainer.max_epochs=2",

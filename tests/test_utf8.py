@@ -25,7 +25,6 @@ SOURCES = [path for name in ("handpose", "cluster", "benchmarks") for path in (R
 TINY = [
     *SMALL,
     "data.root=Hände",
-    "model.encoder.name=lcnet_035",
     "model.encoder.pretrained=false",
     "trainer.max_epochs=1",
     "trainer.enable_progress_bar=false",

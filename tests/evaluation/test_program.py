@@ -123,4 +123,4 @@ def test_a_checkpoint_brings_its_views_and_its_data(checkpoint, freihand):
     again = compose("train", [*list_network_overrides(config), *list_data_overrides(config)])
     assert again.data.root == str(freihand)
     assert (again.data.image_size, again.data.source.val_fraction) == (64, 0.25)
-    assert (again.model.encoder.name, again.model.decoder.depth) == ("lcnet_035", 2)
+    assert (again.model.encoder.name, again.model.decoder.depth) == ("test_efficientnet", 2)

@@ -47,7 +47,7 @@ def test_a_metric_that_no_validation_logs_is_refused_with_those_that_there_are(n
 
 
 def test_the_table_has_what_the_module_logs():
-    config = compose("train", ["model.encoder.name=lcnet_035", "model.decoder.depth=1"])
+    config = compose("train", ["model.encoder.name=test_efficientnet", "model.decoder.depth=1"])
     module, _ = build_training(config, pretrained=False, quiet=True)
     assert list(module.val_metrics) == list_validation_metrics()
 

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from handpose.config import to_plain_values
+from handpose.config import compose, to_plain_values
 from handpose.errors import UserError
 from handpose.evaluation.submission import read_course, read_official
 from handpose.metrics.official import compute_freihand_scores
@@ -21,13 +21,19 @@ from handpose.training.fit import fit, prepare_folders, prepare_run, train_and_t
 from handpose.training.fit import test as run_test
 from handpose.training.results import RunFolders
 from tests.builders import write_freihand
+from tests.training.conftest import SMALL
 
 QUIET = ["pictures.every_n_steps=0", "logger=none"]
 
 
-@pytest.fixture
-def trained(configure, folders):
-    config = configure(*QUIET)
+@pytest.fixture(scope="module")
+def trained(freihand, tmp_path_factory):
+    """A training of two epochs, for tests that read what it has left."""
+    place = tmp_path_factory.mktemp("trained")
+    config = compose("train", [*SMALL, *QUIET, f"data.root={freihand}", f"paths.output={place / 'outputs'}"])
+    folders = RunFolders(place / "logs", place / "checkpoints", place / "predictions")
+    for folder in (folders.logs, folders.checkpoints, folders.predictions):
+        folder.mkdir()
     return config, fit(config, folders, quiet=True), folders
 
 
@@ -258,9 +264,9 @@ class Malice:
 
 
 @pytest.mark.parametrize("content", ["malice", "text", "half", "other", "bare"])
-def test_a_file_that_is_no_checkpoint_is_refused_and_runs_no_code(trained, content):
-    _, result, folders = trained
-    path = folders.checkpoints / "foreign.ckpt"
+def test_a_file_that_is_no_checkpoint_is_refused_and_runs_no_code(trained, tmp_path, content):
+    _, result, _ = trained
+    path = tmp_path / "foreign.ckpt"
     if content == "malice":
         torch.save({"state_dict": {}, "config": Malice()}, path)
     elif content == "text":

@@ -88,7 +88,7 @@ class EpochMetrics(pl.Callback):
 def test_two_workers_give_the_metrics_of_one(tmp_path):
     """A sweep of one trial, in double precision: in single, rounding alone moves a training by per cents."""
     small = ["data=synthetic", "data.source.num_train=240", "data.source.num_eval=60", "data.batch_size=72"]
-    small += ["data.image_size=64", "model.encoder.name=lcnet_035", "model.decoder.depth=1"]
+    small += ["data.image_size=64", "model.encoder.name=test_efficientnet", "model.decoder.depth=1"]
     small += ["trainer.precision=64-true", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.max_epochs=2"]
     small += ["sweep.num_trials=1", "sweep.confirm.seeds=0", "sweep.retrain=false", "scheduler=fifo"]
     small += ["searcher=random", "sweep.name=test", "sweep.preflight=off", "sweep.workers_per_trial=2"]

@@ -169,7 +169,7 @@ def small_winner(tmp_path, monkeypatch):
         "data.image_size=64",
         "data.source.val_fraction=0.25",
         "data.source.num_blocks=2",
-        "model.encoder.name=lcnet_035",
+        "model.encoder.name=test_efficientnet",
         "model.encoder.pretrained=false",
         "trainer.accelerator=cpu",
         "trainer.max_epochs=40",
