@@ -96,6 +96,9 @@ def measure_progress(folder: Path) -> int:
 
 def main() -> None:
     """Replace this process by tune.py."""
+    if ARGUMENTS_VARIABLE in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        # Set by Ray for its own process that starts a submitted job; the retraining would have one thread.
+        del os.environ["OMP_NUM_THREADS"]
     with exit_on_user_error():
         load_dotenv_file()
         given = [item for item in sys.argv[1:] if item != "--"]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 
 import pytorch_lightning as pl
@@ -14,10 +15,11 @@ from handpose.errors import UserError
 from handpose.malloc import keep_freed_memory
 from handpose.models.compilation import compile_in_place
 from handpose.models.pose_net import PoseNet
+from handpose.openmp import watch_contention
 from handpose.resources import count_cores
 from handpose.schema import list_parameters
 from handpose.training.module import HandPose
-from handpose.training.trainer import uses_gpu
+from handpose.training.trainer import count_local_processes, has_fixed_num_threads, uses_gpu
 
 
 def build_training(
@@ -38,7 +40,7 @@ def build_training(
         UserError: a constructor refuses a value.
     """
     keep_freed_memory()
-    _set_num_threads(config.num_threads)
+    _set_num_threads(config)
     encoder = config.model.encoder
     if pretrained and encoder.get("pretrained") and not quiet:
         print(f"Loading the pretrained weights of {encoder.get('name', encoder._target_)}", file=sys.stderr, flush=True)
@@ -47,15 +49,24 @@ def build_training(
     return module, build_data(config, masks=module.augment.needs_masks, quiet=quiet, cache_data=cache_data)
 
 
-def _set_num_threads(num_threads: int | None) -> None:
-    """Set the number of torch threads; None: one per core.
+def _set_num_threads(config: DictConfig) -> None:
+    """Set the number of torch threads of this process: `num_threads`, else OMP_NUM_THREADS, else one per core.
 
-    torch starts one per core of the machine by default, even in a container that may use fewer.
+    Cores are those that this process may use, divided among the processes that train together on this machine. By
+    default, torch starts a thread for each core of the machine, even in a container that may use fewer. Several
+    threads sleep instead of spin at barriers while other programs use the cores.
     """
-    if num_threads is None:
-        num_threads = min(torch.get_num_threads(), count_cores())  # OMP_NUM_THREADS may ask for fewer
+    num_processes = count_local_processes(config)
+    num_threads = config.num_threads or torch.get_num_threads()  # torch has read OMP_NUM_THREADS
+    if not has_fixed_num_threads(config):
+        num_threads = min(num_threads, max(1, count_cores() // num_processes))
     if num_threads != torch.get_num_threads():
         torch.set_num_threads(num_threads)
+    if num_processes * config.trainer.get("num_nodes", 1) > 1:
+        # Otherwise Lightning (2.6) replaces the number by its own, for which it divides all cores of the machine.
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    if num_threads > 1:
+        watch_contention()
 
 
 def _build_module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandPose:

@@ -117,12 +117,13 @@ def run_on_nodes(
         "num_gpus": retrain_nodes.gpus_per_device * retrain_nodes.devices_per_node,
         "max_retries": 0,
     }
-    # The configuration reads these from the driver's environment. Other nodes may not have them.
-    path_variables = {name: os.environ[name] for name in ("MP_DATA", "DIR_SCRATCH") if name in os.environ}
+    # A training reads these from its environment. Other nodes may not have them.
+    names = ("MP_DATA", "DIR_SCRATCH", "OMP_NUM_THREADS")
+    driver_variables = {name: os.environ[name] for name in names if name in os.environ}
     running: dict[Any, int] = {}
     for rank, node in enumerate(on):
         started = worker.options(num_returns="streaming", scheduling_strategy=node, **held)
-        environment = path_variables | meeting | {"NODE_RANK": str(rank)}
+        environment = driver_variables | meeting | {"NODE_RANK": str(rank)}
         running[started.remote(module, list(arguments), environment, os.getcwd())] = rank
     last: dict[int, list[str]] = {rank: [] for rank in running.values()}
     try:
@@ -170,8 +171,9 @@ def _run_program(module: str, arguments: list[str], extra_environment: dict[str,
 
     The program has to end by itself when this process is gone.
     """
-    environment = make_program_environment() | extra_environment | {"PYTHONUNBUFFERED": "1"}
+    environment = make_program_environment()
     environment.pop("OMP_NUM_THREADS", None)  # set by Ray
+    environment |= extra_environment | {"PYTHONUNBUFFERED": "1"}
     if (name := find_interface(ray.util.get_node_ip_address())) is not None:
         environment.setdefault("GLOO_SOCKET_IFNAME", name)
     process = subprocess.Popen(
@@ -185,8 +187,9 @@ def _run_program(module: str, arguments: list[str], extra_environment: dict[str,
         start_new_session=True,
     )
     assert process.stdout is not None
-    for line in process.stdout:  # noqa: UP028  # Ray sends to its generators; files have no send()
-        yield line
+    with process.stdout:
+        for line in process.stdout:  # noqa: UP028  # Ray sends to its generators; files have no send()
+            yield line
     yield process.wait()
 
 

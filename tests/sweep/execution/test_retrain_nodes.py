@@ -8,7 +8,7 @@ from handpose.config import compose
 from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
 from handpose.sweep.execution import retrain_nodes as module
 from handpose.sweep.execution.nodes import Node
-from handpose.sweep.execution.retrain_nodes import divide_devices, find_retrain_nodes
+from handpose.sweep.execution.retrain_nodes import _run_program, divide_devices, find_retrain_nodes
 from handpose.sweep.record.events import NodeQuarantined, SweepOpened
 from handpose.sweep.record.settings import SweepSettings
 
@@ -85,3 +85,12 @@ def test_nodes_count_as_set_aside_until_the_sweep_is_opened_again():
     assert find_quarantined_nodes(events[:2]) == {"a"}
     assert find_quarantined_nodes(events[:3]) == set()
     assert find_quarantined_nodes(events) == {"b"}
+
+
+def test_a_node_has_the_drivers_number_of_threads_and_not_rays(monkeypatch, tmp_path):
+    (tmp_path / "print_threads.py").write_text("import os; print(os.environ.get('OMP_NUM_THREADS'))")
+    monkeypatch.setattr(module.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in a worker of Ray
+    assert list(_run_program("print_threads", [], {}, str(tmp_path))) == ["None\n", 0]
+    assert list(_run_program("print_threads", [], {"OMP_NUM_THREADS": "6"}, str(tmp_path))) == ["6\n", 0]
