@@ -1,21 +1,23 @@
-"""Measure training images/s beside busy processes, as GNU OpenMP's threads wait by default and as this project sets it.
+"""Measure training images/s beside busy processes, with GNU OpenMP's default and with what this project does.
 
     python benchmarks/contention.py
-    python benchmarks/contention.py --rounds 3 --sides OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 GOMP_SPINCOUNT=10000
+    python benchmarks/contention.py --rounds 3 --sides OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 num_threads=1
 
-GNU OpenMP's threads spin at each barrier for some milliseconds before they sleep. If other processes take a core, the
-threads of a training spin while the one they wait for has no core, and use up their own share of the cores.
+GNU OpenMP's threads spin at each barrier for some milliseconds before they sleep. If other programs take a core, the
+threads of a training spin while the one that they wait for has no core.
 
-    spinning    libgomp's default, which GOMP_SPINCOUNT=300000 sets
-    project     a process that sets nothing itself, so that `handpose/__init__.py` decides
-    others      variables that are given with --sides, to compare settings
+    spinning      the default of GNU OpenMP, which GOMP_SPINCOUNT=300000 sets
+    train.py      this project, with as many threads as there are free cores (handpose/training/free_cores.py)
+    trial         this project, with a fixed number of threads, which sleep while the cores are contended
+    NAME=VALUE    given by --sides: environment variables, in capital letters, and overrides of train.py
 
-Each side is a training in a process of its own, by our Trainer on drawn hands. All sides run in turns, while 0, 1, 2
-and 4 processes that only compute run beside them; the table has the medians of the rounds. The fair rate is that of
-`spinning` without busy processes times the fair share: cores / (threads + busy processes), at most 1. That is what a
-scheduler gives that treats every thread alike. Linux's autogroups treat every session alike instead, so all processes
-here belong to one session, as on a node without autogroups. Goals: `project` at least 0.8 of the fair rate, and at
-least 0.98 of `spinning` without busy processes.
+Each side is a training in a process of its own with a thread per core, by our Trainer on drawn hands. The sides run in
+turns, while 0, 1, 2 and 4 processes that only compute run beside them; the table has the medians of the rounds.
+
+The fair rate is that of `spinning` without busy processes, times the fair share: cores / (threads + busy processes).
+That is what a scheduler gives that treats every thread alike. Linux's autogroups treat every session alike instead, so
+all processes here belong to one session, as on a node without autogroups. Goals: `train.py` at least 0.8 of the fair
+rate, and at least 0.98 of `spinning` without busy processes.
 """
 
 import argparse
@@ -30,13 +32,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
-
-import handpose  # noqa: E402, F401  # before anything imports torch, as in train.py
-
-# isort: split
-import pytorch_lightning as pl  # noqa: E402
 
 from benchmarks.data import make_config  # noqa: E402
 from benchmarks.result_files import format_machine, write_results  # noqa: E402
@@ -45,10 +44,10 @@ from handpose.training.fit import prepare_run  # noqa: E402
 from handpose.training.results import RunFolders  # noqa: E402
 from handpose.training.trainer import make_training_trainer, suppress_library_output  # noqa: E402
 
-_SPINNING, _PROJECT = "spinning", "project"
-_SIDES = {_SPINNING: {"GOMP_SPINCOUNT": "300000"}, _PROJECT: {}}
+_SPINNING, _TRAIN, _TRIAL = "spinning", "train.py", "trial"
+_SIDES = {_SPINNING: ["GOMP_SPINCOUNT=300000"], _TRAIN: [], _TRIAL: [f"num_threads={count_cores()}"]}
 _NUM_IMAGES = 480
-_WARM_UP_STEPS = 10
+_WARM_UP_STEPS = 5
 _COMPUTE = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"
 
 
@@ -56,16 +55,18 @@ class MeasuredTraining:
     """A training in a process of its own, which stands still between two measurements. A context manager.
 
     Args:
-        variables: environment variables of the process.
+        settings: environment variables and overrides of this side.
         given: the arguments of the command line.
         folder: the folder for the data and the outputs.
     """
 
-    def __init__(self, variables: Mapping[str, str], given: argparse.Namespace, folder: Path) -> None:
-        size = ("--threads", str(given.threads), "--image-size", str(given.image_size))
-        network = ("--batch-size", str(given.batch_size), "--encoder", given.encoder)
+    def __init__(self, settings: Sequence[str], given: argparse.Namespace, folder: Path) -> None:
+        self._settle_s = given.settle
+        variables, overrides = split_settings(settings)
+        size = ("--image-size", str(given.image_size))
+        network = (f"data.batch_size={given.batch_size}", f"model.encoder.name={given.encoder}")
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *size, *network, "--train-in", str(folder)],
+            [sys.executable, __file__, "--train-in", str(folder), *size, "--sides", *network, *overrides],
             env=_remove_openmp_variables(os.environ) | variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -85,9 +86,11 @@ class MeasuredTraining:
 
     def measure_rate(self, seconds: float) -> float:
         """Train for this time, and return the images/s."""
-        assert self._process.stdin is not None
-        print(seconds, file=self._process.stdin, flush=True)
-        return float(self._read_line())
+        for duration in (self._settle_s, seconds):
+            assert self._process.stdin is not None
+            print(duration, file=self._process.stdin, flush=True)
+            rate = float(self._read_line())
+        return rate
 
     def _read_line(self) -> str:
         assert self._process.stdout is not None
@@ -95,6 +98,12 @@ class MeasuredTraining:
         if not line:
             raise RuntimeError("the training has failed; see its messages above")
         return line
+
+
+def split_settings(settings: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Split the settings of a side into environment variables, whose names are in capital letters, and overrides."""
+    variables = [item for item in settings if item.partition("=")[0].isupper()]
+    return dict(item.split("=", 1) for item in variables), [item for item in settings if item not in variables]
 
 
 def _remove_openmp_variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -116,28 +125,23 @@ class StepRate(pl.Callback):
             return
         self._num_steps += 1
         passed = time.perf_counter() - self._began
-        if self._num_steps and passed < self._seconds:
-            return
         is_ready = trainer.global_step == _WARM_UP_STEPS
+        if passed < self._seconds and not is_ready:
+            return
         print("ready" if is_ready else self._num_steps * self._batch_size / passed, flush=True)
         self._seconds = float(input())
         self._num_steps, self._began = 0, time.perf_counter()
 
 
-def train(given: argparse.Namespace) -> None:
+def train(folder: Path, image_size: int, overrides: Sequence[str]) -> None:
     """Train until this process is killed."""
-    folder: Path = given.train_in
-    overrides = [
-        f"data.batch_size={given.batch_size}",
-        f"num_threads={given.threads}",
-        f"model.encoder.name={given.encoder}",
-        "trainer.max_epochs=100000",
-        "trainer.accelerator=cpu",
-        "train_on_val=true",  # no validation interrupts the training
-    ]
-    config = make_config(folder, image_size=given.image_size, num_images=_NUM_IMAGES, overrides=overrides)
+    fixed = ("trainer.max_epochs=100000", "trainer.accelerator=cpu")
+    no_validation = "train_on_val=true"
+    config = make_config(
+        folder, image_size=image_size, num_images=_NUM_IMAGES, overrides=[*fixed, no_validation, *overrides]
+    )
     prepared = prepare_run(config, stage="fit", quiet=True)
-    callbacks = [StepRate(given.batch_size)]
+    callbacks = [StepRate(config.data.batch_size)]
     with suppress_library_output():
         trainer = make_training_trainer(config, RunFolders(folder, folder, folder), callbacks=callbacks, quiet=True)
         trainer.fit(prepared.module, datamodule=prepared.data)
@@ -155,9 +159,9 @@ def run_busy_processes(number: int) -> Iterator[None]:
             process.wait()
 
 
-def compute_fair_share(*, cores: int, threads: int, busy: int) -> float:
-    """Return the share of its idle rate that a training has if every thread on the machine gets the same time."""
-    return min(1.0, cores / (threads + busy))
+def compute_fair_share(*, cores: int, busy: int) -> float:
+    """Return the share of its idle rate that a training with a thread per core has if all threads get the same time."""
+    return cores / (cores + busy)
 
 
 def measure_sides(
@@ -165,22 +169,22 @@ def measure_sides(
 ) -> dict[int, dict[str, list[float]]]:
     """Measure images/s of every side in turns: number of busy processes -> side -> rate in each round."""
     rates: dict[int, dict[str, list[float]]] = {busy: {name: [] for name in trainings} for busy in busy_counts}
-    for number in range(rounds):
-        for busy in busy_counts:
-            with run_busy_processes(busy):
-                order = list(trainings) if number % 2 == 0 else list(reversed(trainings))
-                for name in order:
+    for busy in busy_counts:
+        with run_busy_processes(busy):
+            for number in range(rounds):
+                names = list(trainings)
+                for name in names if number % 2 == 0 else reversed(names):
                     rates[busy][name].append(trainings[name].measure_rate(seconds))
     return rates
 
 
-def summarise(rates: Mapping[int, Mapping[str, Sequence[float]]], *, cores: int, threads: int) -> list[dict[str, Any]]:
+def summarise(rates: Mapping[int, Mapping[str, Sequence[float]]], *, cores: int) -> list[dict[str, Any]]:
     """Return a row for each number of busy processes, with the medians and what they are of the fair rate."""
     medians = {busy: {name: statistics.median(each) for name, each in sides.items()} for busy, sides in rates.items()}
     idle_rate = medians[0][_SPINNING]
     rows = []
     for busy, sides in medians.items():
-        share = compute_fair_share(cores=cores, threads=threads, busy=busy)
+        share = compute_fair_share(cores=cores, busy=busy)
         rows.append(
             {
                 "busy": busy,
@@ -206,18 +210,13 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def parse_sides(texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Parse sides such as `GOMP_SPINCOUNT=1000`; a comma separates the variables of a side."""
-    return {text: dict(item.split("=", 1) for item in text.split(",")) for text in texts}
-
-
 def main() -> None:
     """Print a table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2, 4], help="numbers of busy processes; with 0")
+    parser.add_argument("--busy", type=int, nargs="+", default=[1, 2, 4], help="numbers of busy processes besides 0")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of a measurement, at least")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--settle", type=float, default=4.0, help="seconds of training before each measurement")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--encoder", default="mobilenetv3_small_100")
@@ -226,20 +225,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "contention.json")
     given = parser.parse_args()
     if given.train_in is not None:
-        train(given)
+        train(given.train_in, given.image_size, given.sides)
         return
-    cores = count_cores()
-    print(f"{format_machine()}; {given.threads} threads, batches of {given.batch_size} images of {given.image_size} px")
+    print(f"{format_machine()}; batches of {given.batch_size} images of {given.image_size} px")
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="contention-")))
         trainings = {}
-        for name, variables in (_SIDES | parse_sides(given.sides)).items():
-            trainings[name] = stack.enter_context(MeasuredTraining(variables, given, folder))
+        for name, settings in (_SIDES | {text: text.split(",") for text in given.sides}).items():
+            trainings[name] = stack.enter_context(MeasuredTraining(settings, given, folder))
             trainings[name].wait_until_ready()
-        rates = measure_sides(trainings, given.busy, rounds=given.rounds, seconds=given.seconds)
-    rows = summarise(rates, cores=cores, threads=given.threads)
+        rates = measure_sides(trainings, [0, *given.busy], rounds=given.rounds, seconds=given.seconds)
+    rows = summarise(rates, cores=count_cores())
     print_rows(rows)
-    names = ("threads", "batch_size", "image_size", "encoder", "rounds", "seconds")
+    names = ("batch_size", "image_size", "encoder", "rounds", "seconds", "settle")
     write_results(given.output, {name: getattr(given, name) for name in names} | {"rows": rows})
 
 

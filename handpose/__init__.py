@@ -14,12 +14,3 @@ for _switch, _value in (
     ("WANDB_ERROR_REPORTING", "false"),  # Weights & Biases
 ):
     os.environ.setdefault(_switch, _value)
-
-OPENMP_WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Variables that set how the threads of OpenMP wait: in general, for GNU, and for LLVM and Intel (KMP)."""
-
-# torch computes with OpenMP, whose threads by default spin for some milliseconds at each barrier. If other programs use
-# the same cores, the thread that the others wait for often has no core, and a training becomes many times slower than
-# its share of the cores would let it be (benchmarks/contention.py). With PASSIVE the threads sleep at once.
-if not any(_name in os.environ for _name in OPENMP_WAIT_VARIABLES):
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -21,7 +21,12 @@ from tests.builders import write_course, write_freihand
 from train import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SMALL = ["data.image_size=64", "model.encoder.name=test_efficientnet", "model.encoder.pretrained=false", "num_threads=1"]
+SMALL = [
+    "data.image_size=64",
+    "model.encoder.name=test_efficientnet",
+    "model.encoder.pretrained=false",
+    "num_threads=1",
+]
 FREIHAND = [
     *SMALL,
     "data=freihand",

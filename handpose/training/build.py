@@ -15,10 +15,11 @@ from handpose.errors import UserError
 from handpose.malloc import keep_freed_memory
 from handpose.models.compilation import compile_in_place
 from handpose.models.pose_net import PoseNet
+from handpose.openmp import watch_contention
 from handpose.resources import count_cores
 from handpose.schema import list_parameters
 from handpose.training.module import HandPose
-from handpose.training.trainer import count_local_processes, uses_gpu
+from handpose.training.trainer import count_local_processes, has_fixed_num_threads, uses_gpu
 
 
 def build_training(
@@ -52,18 +53,20 @@ def _set_num_threads(config: DictConfig) -> None:
     """Set the number of torch threads of this process: `num_threads`, else OMP_NUM_THREADS, else one per core.
 
     Cores are those that this process may use, divided among the processes that train together on this machine. By
-    default, torch starts a thread for each core of the machine, even in a container that may use fewer.
+    default, torch starts a thread for each core of the machine, even in a container that may use fewer. Several
+    threads sleep instead of spin at barriers while other programs use the cores.
     """
-    num_threads, num_processes = config.num_threads, count_local_processes(config)
-    if num_threads is None:  # torch has read OMP_NUM_THREADS
-        num_threads = torch.get_num_threads()
-        if not os.environ.get("OMP_NUM_THREADS"):
-            num_threads = min(num_threads, max(1, count_cores() // num_processes))
+    num_processes = count_local_processes(config)
+    num_threads = config.num_threads or torch.get_num_threads()  # torch has read OMP_NUM_THREADS
+    if not has_fixed_num_threads(config):
+        num_threads = min(num_threads, max(1, count_cores() // num_processes))
     if num_threads != torch.get_num_threads():
         torch.set_num_threads(num_threads)
     if num_processes * config.trainer.get("num_nodes", 1) > 1:
         # Otherwise Lightning (2.6) replaces the number by its own, for which it divides all cores of the machine.
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    if num_threads > 1:
+        watch_contention()
 
 
 def _build_module(config: DictConfig, *, pretrained: bool, quiet: bool) -> HandPose:

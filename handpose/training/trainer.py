@@ -22,10 +22,12 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from handpose.config import instantiate_key, to_plain_values
 from handpose.errors import UserError, join_lines
 from handpose.metrics.validation import make_target_metric
+from handpose.openmp import watch_contention
 from handpose.training.averaging import AveragedWeights
 from handpose.training.batch_norm import SyncBatchNormPlugin
 from handpose.training.callbacks import FinalValidation, PredictionPictures
 from handpose.training.checkpoints import AtomicCheckpointIO, BestAndLastCheckpoint, ConfigInCheckpoint
+from handpose.training.free_cores import FreeCores
 from handpose.training.progress import ProgressBar
 from handpose.training.results import RunFolders
 
@@ -57,6 +59,8 @@ def make_training_trainer(
     """
     averaging = [AveragedWeights(decay=config.ema_decay)] if config.ema_decay > 0.0 else []
     all_callbacks = [*averaging, *callbacks, ConfigInCheckpoint(to_plain_values(config))]
+    if torch.get_num_threads() > 1 and not has_fixed_num_threads(config):
+        all_callbacks.append(FreeCores(watch_contention()))
     saving, pictures = config.checkpoints, config.pictures
     if saving.enabled:
         target = make_target_metric(saving.metric, saving.mode, group="checkpoints")
@@ -248,6 +252,11 @@ def count_local_processes(config: DictConfig) -> int:
     if devices in ("auto", -1, "-1"):
         return max(1, torch.cuda.device_count()) if uses_gpu(config) else 1
     return len(devices) if OmegaConf.is_list(devices) else 1
+
+
+def has_fixed_num_threads(config: DictConfig) -> bool:
+    """Return whether the user has given the number of threads, by `num_threads` or OMP_NUM_THREADS."""
+    return config.num_threads is not None or bool(os.environ.get("OMP_NUM_THREADS"))
 
 
 def _make_progress_callbacks(config: DictConfig, quiet: bool) -> list[pl.Callback]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import job
+from cluster import job, sweep
 from cluster.job import RayNodes, parse_arguments, run_job
 from cluster.sweep import make_tune_command, measure_progress
 from handpose.config_files import REPOSITORY
@@ -255,3 +255,14 @@ def test_a_sweep_on_two_nodes_is_warned_and_goes_on_in_the_next_job(tmp_path):
         assert subprocess.run(command, cwd=tmp_path, env=environment, stdout=out, stderr=out).returncode == 0
     assert (sweep / "retrain" / "metrics.json").is_file()
     assert "·  resumed" in log.read_text()
+
+
+@pytest.mark.parametrize(("variables", "num_threads"), [({"SWEEP_ARGUMENTS": '["sweep.name=a"]'}, None), ({}, "1")])
+def test_a_job_that_ray_starts_does_not_keep_rays_number_of_threads(monkeypatch, tmp_path, variables, num_threads):
+    for name, value in {"OMP_NUM_THREADS": "1", "DIR_SCRATCH": str(tmp_path), **variables}.items():
+        monkeypatch.setenv(name, value)
+    started = []
+    monkeypatch.setattr(sweep.os, "execv", lambda *_: started.append(os.environ.get("OMP_NUM_THREADS")))
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *([] if variables else ["--", "sweep.name=a"])])
+    sweep.main()
+    assert started == [num_threads]

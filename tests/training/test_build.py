@@ -15,6 +15,8 @@ from handpose.training.build import build_training
 def count_threads(freihand, monkeypatch):
     """Builds a training in a process that has started with four torch threads; returns how many it has then."""
     before = torch.get_num_threads()
+    watches = []
+    monkeypatch.setattr(module, "watch_contention", lambda: watches.append(True))
 
     def build(*overrides, cores, omp_num_threads=None):
         torch.set_num_threads(4)
@@ -23,8 +25,11 @@ def count_threads(freihand, monkeypatch):
             del os.environ["OMP_NUM_THREADS"]
         monkeypatch.setattr(module, "count_cores", lambda: cores)
         small = ["model.encoder.name=lcnet_035", "model.decoder.depth=1", "data=freihand", f"data.root={freihand}"]
+        watches.clear()
         build_training(compose("train", [*small, *overrides]), pretrained=False, quiet=True)
-        return torch.get_num_threads()
+        num_threads = torch.get_num_threads()
+        assert bool(watches) == (num_threads > 1)  # a single thread waits for no other
+        return num_threads
 
     yield build
     torch.set_num_threads(before)

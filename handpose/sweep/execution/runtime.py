@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 
-import handpose
 from handpose.errors import UserError
 from handpose.files import find_home_folder
 from handpose.resources import count_cores, measure_memory
@@ -85,7 +84,7 @@ def start_ray(cluster: RaySettings) -> Iterator[None]:
 
 
 def _init_ray(cluster: RaySettings, settings: dict[str, Any]) -> None:
-    runtime_env: dict[str, Any] = {"env_vars": make_worker_environment()}
+    runtime_env: dict[str, Any] = {"env_vars": dict(_WORKER_ENVIRONMENT)}  # a copy, since Ray changes it
     if not (cluster.address or "").startswith("ray://"):  # workers of Ray's client run elsewhere
         runtime_env |= find_worker_interpreter(sys.executable)
     handler = signal.getsignal(signal.SIGTERM)
@@ -109,17 +108,6 @@ def _init_ray(cluster: RaySettings, settings: dict[str, Any]) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # trials.csv says what happened to a worker.
     hide_driver_messages("A worker died or was killed|has been marked dead|Raylet is terminated")
-
-
-def make_worker_environment() -> dict[str, str]:
-    """Return the variables that Ray sets for its workers.
-
-    They include the driver's settings of OpenMP: Ray Train imports torch before this project in the workers of a trial,
-    and a node of a cluster need not have them in its environment.
-    """
-    return _WORKER_ENVIRONMENT | {
-        name: os.environ[name] for name in handpose.OPENMP_WAIT_VARIABLES if name in os.environ
-    }
 
 
 def _check_cluster_answers(address: str | None) -> None:
