@@ -107,7 +107,12 @@ def test_a_loader_whose_processes_give_no_batch_ends_with_a_sentence(root, monke
 
 TRAINING = (
     *("data=freihand", "data.image_size=64", "data.batch_size=8", "data.source.num_blocks=2", "num_threads=1"),
-    *("data.source.val_fraction=0.25", "data.num_workers=2", "model.encoder.name=test_efficientnet", "model.decoder.depth=2"),
+    *(
+        "data.source.val_fraction=0.25",
+        "data.num_workers=2",
+        "model.encoder.name=test_efficientnet",
+        "model.decoder.depth=2",
+    ),
     *("model.encoder.pretrained=false", "trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=none"),
 )
 _UNCHECKED = """
