@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import warnings
@@ -27,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
         use_extensions(folder.resolve())
     patch = pytest.MonkeyPatch()
     cache_composition(patch)  # before the collection, which composes the options of the contract tests
+    patch.setattr(os, "fsync", lambda descriptor: None)  # what a test could see of it takes a power failure
     config.add_cleanup(patch.undo)
 
 
