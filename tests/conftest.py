@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import warnings
@@ -5,17 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from handpose import config_files
 from handpose.config import compose, to_plain_values
 from handpose.config_files import use_extensions
-from handpose.search.space import load_space
-from handpose.sweep.execution.runtime import start_ray
-from handpose.sweep.record.settings import RaySettings
-from handpose.training.build import build_training
 from tests.builders import make_hands, write_freihand
 from tests.composition import cache_composition
+
+# PyTorch, Optuna and Ray are imported by the fixtures that need them: the process of pytest-xdist that hands out the
+# tests loads this file, too, and nothing begins before it has.
 
 SIZE = 64
 
@@ -29,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
         use_extensions(folder.resolve())
     patch = pytest.MonkeyPatch()
     cache_composition(patch)  # before the collection, which composes the options of the contract tests
+    patch.setattr(os, "fsync", lambda descriptor: None)  # what a test could see of it takes a power failure
     config.add_cleanup(patch.undo)
 
 
@@ -41,16 +41,23 @@ def _forget_extensions() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def latin_1(tmp_path_factory):
-    """A German locale of the last century."""
+def latin_1_if_possible(tmp_path_factory) -> dict[str, str] | None:
+    """The variables of a German locale of the last century, if this machine can make one."""
     folder = tmp_path_factory.mktemp("locales")
     if shutil.which("localedef") is None:
-        pytest.skip("there is no localedef, which makes locales")
+        return None
     command = ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(folder / "de_DE.ISO-8859-1")]
     made = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if made.returncode > 1:  # 1: it was made, with warnings
-        pytest.skip(f"localedef cannot make the locale de_DE.ISO-8859-1: {made.stderr.strip()}")
+        return None
     return {"LOCPATH": str(folder), "LC_ALL": "de_DE.ISO-8859-1"}
+
+
+@pytest.fixture
+def latin_1(latin_1_if_possible) -> dict[str, str]:
+    if latin_1_if_possible is None:
+        pytest.skip("there is no localedef that makes the locale de_DE.ISO-8859-1")
+    return latin_1_if_possible
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +68,9 @@ def freihand(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def write_checkpoint(freihand, tmp_path_factory):
     """A checkpoint of a small network that has learned nothing but is sure of it, as a function of more overrides."""
+    import torch
+
+    from handpose.training.build import build_training
 
     def written(*overrides: str) -> Path:
         config = compose(
@@ -110,6 +120,9 @@ def disk(tmp_path) -> Iterator[Callable[..., Path]]:
 @pytest.fixture(scope="session")
 def ray_started():
     """Two slots of one core."""
+    from handpose.sweep.execution.runtime import start_ray
+    from handpose.sweep.record.settings import RaySettings
+
     with warnings.catch_warnings(), start_ray(RaySettings(address=None, num_cpus=2)):
         yield
 
@@ -117,6 +130,7 @@ def ray_started():
 @pytest.fixture
 def write_space(tmp_path):
     """Makes a search space of the given text."""
+    from handpose.search.space import load_space
 
     def write(text, suffix=".yaml"):
         file = tmp_path / f"space{suffix}"

@@ -66,6 +66,7 @@ def list_files_after(home: Path, command: list[str], *, cwd: Path) -> set[str]:
     return list_files(home)
 
 
+@pytest.mark.slow
 def test_importing_onnxruntime_leaves_nothing(home, tmp_path):
     assert list_files_after(home, [sys.executable, "-c", "import handpose.export"], cwd=tmp_path) == set()
 

@@ -30,7 +30,7 @@ SMALL = [
 FREIHAND = [
     *SMALL,
     "data=freihand",
-    "data.root=hands",
+    "data.root=Hände",
     "data.batch_size=8",
     "data.source.val_fraction=0.25",
     "data.source.num_blocks=2",
@@ -42,7 +42,8 @@ def make_command(*arguments: str) -> list[str]:
 
 
 def make_environment(**variables: str) -> dict[str, str]:
-    mine = {key: value for key, value in os.environ.items() if key not in ("MP_DATA", "DIR_SCRATCH")}
+    not_mine = ("MP_DATA", "DIR_SCRATCH", "PYTHONUTF8", "PYTHONIOENCODING")
+    mine = {key: value for key, value in os.environ.items() if key not in not_mine}
     return mine | {"OMP_NUM_THREADS": "1"} | variables
 
 
@@ -52,7 +53,7 @@ def run_train(folder: Path, *arguments: str, **variables: str) -> subprocess.Com
         cwd=folder,
         env=make_environment(**variables),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=200,
     )
 
@@ -84,14 +85,16 @@ DATED = "[0-9]" * 4 + "-[0-9][0-9]" * 2 + "/" + "-".join(["[0-9][0-9]"] * 3)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("work")
-    write_freihand(folder / "hands", num_poses=24, variants=1, num_test=6, size=64)
+    folder = tmp_path_factory.mktemp("Größe")
+    write_freihand(folder / "Hände", num_poses=24, variants=1, num_test=6, size=64)
     return folder
 
 
 @pytest.fixture(scope="module")
-def trained(folder):
-    return run_train(folder, *FREIHAND, "trainer.max_epochs=2", DIR_SCRATCH="scratch")
+def trained(folder, latin_1_if_possible):
+    """A training in a folder with an umlaut, in a locale that is not UTF-8."""
+    locale = latin_1_if_possible or {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    return run_train(folder, *FREIHAND, "trainer.max_epochs=2", DIR_SCRATCH="scratch", **locale)
 
 
 def test_a_run_tells_what_came_out_and_nothing_else(trained):
@@ -125,7 +128,13 @@ def test_a_run_leaves_dated_folders_under_the_scratch_folder(folder, trained):
     assert logs.parts[-2:] == checkpoints.parts[-2:] == predictions.parts[-2:]
     assert {path.name for path in logs.iterdir()} == {"config.yaml", "tensorboard"}
     assert {path.name for path in predictions.iterdir()} == {"test_preds.json.gz", "pred.zip", "hands", "metrics.json"}
-    assert {path.name for path in folder.iterdir()} == {"hands", "scratch"}
+    assert {path.name for path in folder.iterdir()} == {"Hände", "scratch"}
+
+
+def test_letters_that_the_locale_writes_otherwise_are_kept(folder, trained):
+    config = find_one(folder, f"scratch/logs/runs/{DATED}/config.yaml")
+    assert yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["root"] == str(folder / "Hände")
+    assert f"predictions {folder}/scratch/logs/preds" in trained.stdout
 
 
 def test_the_best_checkpoint_has_its_value_in_its_name(folder, trained):
@@ -151,9 +160,9 @@ def test_both_submissions_hold_the_same_predictions(folder, trained):
 
 
 def test_the_winner_of_a_sweep_is_trained_and_predicts_as_the_mean_over_views(folder, train_here):
-    (folder / "best.yaml").write_text(
-        yaml.safe_dump({"overrides": [*FREIHAND, "model/decoder=effpose", "optimizer.lr=0.003"], "params": {}})
-    )
+    given = [item.replace("Hände", "'Hände'") for item in FREIHAND]  # as a sweep records it
+    recorded = [*given, "model/decoder=effpose", "optimizer.lr=0.003"]
+    (folder / "best.yaml").write_text(yaml.safe_dump({"overrides": recorded, "params": {}}))
     views = ["test_time=rotations_mirror", "test_time.num_rotations=2"]
     train_here(folder, "best=best.yaml", "trainer.max_epochs=1", "data.image_size=72", *views, DIR_SCRATCH="winner")
     config = yaml.safe_load(find_one(folder, f"winner/logs/runs/{DATED}/config.yaml").read_text())
@@ -168,7 +177,7 @@ def test_the_winner_of_a_sweep_is_trained_and_predicts_as_the_mean_over_views(fo
 def course(tmp_path_factory) -> Path:
     """A folder with the course's data set, which a .env file leads to."""
     folder = tmp_path_factory.mktemp("course")
-    write_course(folder / "course_data", num_poses=8)
+    write_course(folder / "course_data", num_poses=2)
     (folder / ".env").write_text("MP_DATA=course_data\nDIR_SCRATCH='scratch'\n")
     return folder
 
@@ -179,12 +188,12 @@ def test_the_run_this_project_starts_from(course, train_here):
     out = train_here(
         course,
         *["experiment=exp_submission", "model.encoder.pretrained=false", "data.image_size=64", "trainer.max_epochs=1"],
-        "num_threads=1",
+        *["data.batch_size=8", "num_threads=1"],
         MP_DATA=str(course / "course_data"),
         DIR_SCRATCH=str(elsewhere),
     )
     assert "test        predictions without errors, because this split has no joints" in out
-    assert read_course(find_one(elsewhere, f"logs/preds/{DATED}/test_preds.json.gz")).shape == (32, 21, 3)
+    assert read_course(find_one(elsewhere, f"logs/preds/{DATED}/test_preds.json.gz")).shape == (8, 21, 3)
     config = yaml.safe_load(find_one(elsewhere, f"logs/runs/{DATED}/config.yaml").read_text())
     assert config["model"]["encoder"]["name"] == "efficientnet_b4"
     assert not (course / "scratch").exists()
@@ -219,7 +228,7 @@ def test_a_run_is_tested_while_it_goes_on_then_interrupted_and_resumed(course):
         writer.send_signal(signal.SIGINT)
         assert writer.wait(60) == 130
     assert tested.returncode == 0, tested.stderr
-    assert read_course(find_one(course, f"tested/logs/preds/{DATED}/test_preds.json.gz")).shape == (32, 21, 3)
+    assert read_course(find_one(course, f"tested/logs/preds/{DATED}/test_preds.json.gz")).shape == (8, 21, 3)
     assert not list(course.glob(f"tested/logs/ckpts/{DATED}/*"))
 
     told = (course / "stderr.txt").read_text().splitlines()

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from handpose import config_files
 from handpose.config import compose
@@ -18,25 +17,16 @@ from handpose.program import load_dotenv_file
 from handpose.search.space import load_space
 from handpose.utf8 import read_utf8
 from handpose.yaml_files import load_yaml
-from tests.builders import SMALL, write_freihand
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = [path for name in ("handpose", "cluster", "benchmarks") for path in (REPOSITORY / name).rglob("*.py")]
-TINY = [
-    *SMALL,
-    "data.root=Hände",
-    "model.encoder.pretrained=false",
-    "trainer.max_epochs=1",
-    "trainer.enable_progress_bar=false",
-    "num_threads=1",
-]
 TEXT_MODES = re.compile("[rwxat+]*")
 
 
 # --- locales ----------------------------------------------------------------------------------------------------------
 
 
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # test_train.py trains in one of these locales
 
 
 @pytest.fixture(params=["latin_1", "ascii"])
@@ -74,16 +64,6 @@ def test_what_a_given_encoding_of_the_terminal_lacks_is_escaped(tmp_path):
 def test_a_program_that_is_told_not_to_use_utf_8_does_not_restart_for_ever(tmp_path, latin_1):
     code = "from handpose.utf8 import use_utf8; use_utf8(); print(1)"
     assert run_program("-X", "utf8=0", "-c", code, cwd=tmp_path, locale=latin_1, timeout=30)[:2] == (0, "1\n")
-
-
-def test_a_training_runs_in_a_folder_with_an_umlaut(tmp_path, latin_1):
-    place = tmp_path / "Größe"
-    write_freihand(place / "Hände", num_poses=24, variants=1, num_test=6, size=64)
-    status, out, err = run_program(REPOSITORY / "train.py", *TINY, cwd=place, locale=latin_1)
-    assert status == 0, err
-    (written,) = place.glob("outputs/logs/runs/*/*/config.yaml")
-    assert yaml.safe_load(written.read_text(encoding="utf-8"))["data"]["root"] == str(place / "Hände")
-    assert f"predictions {place}/outputs/logs/preds" in out
 
 
 def test_a_name_that_is_not_utf_8_is_one_sentence(tmp_path, latin_1):

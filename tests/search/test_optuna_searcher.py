@@ -139,10 +139,10 @@ def test_every_configured_sampler_proposes_points_of_the_space_without_noise(nam
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_same_seed_asks_for_the_same_configurations(make, write_space, name):
-    space = write_space(NUMBERS)
-    asked = run_alone(make(space, SAMPLERS[name], folder="a", seed=5), 12)
-    assert run_alone(make(space, SAMPLERS[name], folder="b", seed=5), 12) == asked
-    assert run_alone(make(space, SAMPLERS[name], folder="c", seed=6), 12) != asked
+    space, num = write_space(NUMBERS), 6 if name == "gp" else 12
+    asked = run_alone(make(space, SAMPLERS[name], folder="a", seed=5), num)
+    assert run_alone(make(space, SAMPLERS[name], folder="b", seed=5), num) == asked
+    assert run_alone(make(space, SAMPLERS[name], folder="c", seed=6), num) != asked
 
 
 @pytest.mark.parametrize("constraints", [{}, {"num_parameters": 1e6}])
@@ -150,7 +150,7 @@ def test_the_same_seed_asks_for_the_same_configurations(make, write_space, name)
 def test_a_proposal_is_what_optuna_draws_from_the_study_with_waiting_trials_as_stopped_ones(
     make, write_space, name, constraints
 ):
-    space, number = write_space(NUMBERS), 16
+    space, number = write_space(NUMBERS), 8 if name == "gp" else 16
     searcher = make(space, SAMPLERS[name], seed=5, constraints=constraints)
     plain, trials = optuna.create_study(), []
     for done in range(number):
@@ -874,10 +874,18 @@ def test_a_constraint_is_kept_as_optuna_keeps_it(make, write_space):
     assert trial.user_attrs == {"num_parameters": 1e6, "latency_ms": 3.5}
 
 
-def search_two_valleys(searcher, *, is_trained=True):
-    """The deeper valley, at 0.2, costs too much and the other one, at 0.8, does not; where it searched at the end."""
+NUM_TRIALS = {"tpe": 30, "gp": 15}
+"""How many trials a sampler needs to find a valley."""
+
+
+def search_two_valleys(searcher, num_trials, *, is_trained=True):
+    """The deeper valley, at 0.2, costs too much and the other one, at 0.8, does not.
+
+    Returns:
+        What it tried in the last two fifths of the trials.
+    """
     asked = []
-    for number in range(30):
+    for number in range(num_trials):
         (x,) = searcher.suggest(number).values()
         searcher.on_trial_cost(number, {"num_parameters": 2.5e6 - 2e6 * x})
         is_feasible = x >= 0.5 or not searcher.constraints
@@ -885,7 +893,7 @@ def search_two_valleys(searcher, *, is_trained=True):
             searcher.on_trial_result(number, 3, abs(x - 0.2) if x < 0.5 else 0.5 + abs(x - 0.8))
         searcher.on_trial_end(number, "complete" if is_feasible else "infeasible")
         asked.append(x)
-    return asked[-12:]
+    return np.array(asked[-2 * num_trials // 5 :])
 
 
 @pytest.mark.parametrize("is_trained", [True, False])
@@ -893,16 +901,16 @@ def search_two_valleys(searcher, *, is_trained=True):
 def test_samplers_go_where_it_is_feasible_though_it_is_better_elsewhere(make, write_space, name, is_trained):
     space = write_space("x: interval(0.0, 1.0)")
     searcher = make(space, SAMPLERS[name], constraints={"num_parameters": 1.5e6}, seed=1)
-    searched = search_two_valleys(searcher, is_trained=is_trained)
-    assert sum(x >= 0.5 for x in searched) >= 9
-    assert sum(abs(x - 0.8) < 0.15 for x in searched) >= 6
+    searched = search_two_valleys(searcher, NUM_TRIALS[name], is_trained=is_trained)
+    assert (searched >= 0.5).mean() >= 0.75
+    assert (abs(searched - 0.8) < 0.15).mean() >= 0.5
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp"])
 def test_without_the_constraint_they_go_where_it_is_better(make, write_space, name):
     """Else the test above would say nothing."""
-    searched = search_two_valleys(make(write_space("x: interval(0.0, 1.0)"), SAMPLERS[name], seed=1))
-    assert sum(x < 0.5 for x in searched) >= 9
+    searcher = make(write_space("x: interval(0.0, 1.0)"), SAMPLERS[name], seed=1)
+    assert (search_two_valleys(searcher, NUM_TRIALS[name]) < 0.5).mean() >= 0.75
 
 
 @pytest.mark.parametrize(("name", "state"), [("tpe", "PRUNED"), ("gp", "COMPLETE"), ("nsga", "COMPLETE")])
