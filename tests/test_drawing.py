@@ -63,6 +63,11 @@ def every_picture(num: int = 3, *, spoil: float | None = None) -> list[np.ndarra
     ]
 
 
+@pytest.fixture(scope="module")
+def three_pictures() -> list[np.ndarray]:
+    return every_picture()
+
+
 @pytest.mark.parametrize("num", [1, 3, 8])
 def test_pictures_are_uint8_rgb_and_not_empty(num: int) -> None:
     for picture in every_picture(num):
@@ -74,8 +79,8 @@ def test_pictures_are_uint8_rgb_and_not_empty(num: int) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
-def test_a_diverged_prediction_is_no_error_and_leaves_the_others(value: float) -> None:
-    for picture, good in zip(every_picture(spoil=value), every_picture(), strict=True):
+def test_a_diverged_prediction_is_no_error_and_leaves_the_others(value: float, three_pictures) -> None:
+    for picture, good in zip(every_picture(spoil=value), three_pictures, strict=True):
         assert picture.shape == good.shape
         assert len(where(picture, FINGER_COLOURS["ring"])) > 20
 
@@ -177,21 +182,20 @@ def test_a_network_that_knows_nothing_looks_pale_beside_what_it_is_trained_to_gi
 
 
 def test_no_figure_stays_behind() -> None:
-    every_picture()
+    every_picture(1)
     gc.collect()
     before = sum(type(thing) is Figure for thing in gc.get_objects())
-    for _ in range(3):
-        every_picture()
+    for _ in range(2):
+        every_picture(1)
     gc.collect()
     assert sum(type(thing) is Figure for thing in gc.get_objects()) == before
     assert pyplot.get_fignums() == []
 
 
-def test_threads_draw_the_same_pictures() -> None:
-    expected = every_picture()
+def test_threads_draw_the_same_pictures(three_pictures) -> None:
     with ThreadPoolExecutor(4) as threads:
-        for pictures in threads.map(lambda _: every_picture(), range(8)):
-            for picture, alone in zip(pictures, expected, strict=True):
+        for pictures in threads.map(lambda _: every_picture(), range(4)):
+            for picture, alone in zip(pictures, three_pictures, strict=True):
                 np.testing.assert_array_equal(picture, alone)
 
 

@@ -1,6 +1,7 @@
 """The house's rule of one-way imports, read from the source."""
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
@@ -57,14 +58,15 @@ DISTRIBUTIONS = {
 }
 
 
-def list_imports(path: Path) -> set[str]:
+@functools.cache
+def list_imports(path: Path) -> frozenset[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names |= {node.module} if node.module != "handpose" else {f"handpose.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def find_place(dotted: str) -> str:

@@ -26,7 +26,7 @@ TEXT_MODES = re.compile("[rwxat+]*")
 # --- locales ----------------------------------------------------------------------------------------------------------
 
 
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # test_train.py trains in one of these locales
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 @pytest.fixture(params=["latin_1", "ascii"])

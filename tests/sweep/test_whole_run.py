@@ -18,14 +18,22 @@ import yaml
 
 from handpose.config_files import REPOSITORY
 from handpose.sweep.audit.audit import audit
-from tests.builders import write_freihand
+from tests.builders import SMALL, write_freihand
 from tests.programs import command_line
 from tests.sweep.test_secrets import PLANTED, SECRETS, list_files_with_secrets, list_processes_with_secrets
 from tests.test_home import OF_RAY, environment, list_files, make_offline_command
-from tests.test_utf8 import ASCII, TINY
+from tests.test_utf8 import ASCII
 
 pytestmark = pytest.mark.slow
 
+TINY = [
+    *SMALL,
+    "data.root=Hände",
+    "model.encoder.pretrained=false",
+    "trainer.max_epochs=1",
+    "trainer.enable_progress_bar=false",
+    "num_threads=1",
+]
 SWEEP = ["search_space=Räume.yaml", "sweep.name=eins", "sweep.num_trials=2", "sweep.max_epochs=1"]
 SWEEP += ["sweep.confirm.top_k=1", "sweep.confirm.seeds=1", "searcher.storage=${oc.env:STUDY_URL}"]
 SWEEP += ["trainer.accelerator=cpu", "sweep.gpus_per_trial=0"]
