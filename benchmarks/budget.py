@@ -84,8 +84,8 @@ def _run(place: Path, command: Sequence[str], *, kill: tuple[str, float] | None 
     """
     variables = {"DIR_SCRATCH": str(place / "outputs"), "MP_DATA": str(place / "data")}
     began, log = time.monotonic(), place / "log.txt"
-    with log.open("a") as text:
-        process = subprocess.Popen(command, cwd=place, env=os.environ | variables, stdout=text, stderr=text)
+    with log.open("a", encoding="utf-8") as output:
+        process = subprocess.Popen(command, cwd=place, env=os.environ | variables, stdout=output, stderr=output)
         entered: float | None = None
         while process.poll() is None:
             time.sleep(0.1)
@@ -98,7 +98,8 @@ def _run(place: Path, command: Sequence[str], *, kill: tuple[str, float] | None 
                 process.wait()
                 return False, time.monotonic() - began
     if process.returncode:
-        sys.exit(f"tune.py ended with status {process.returncode}:\n{log.read_text()}")
+        text = log.read_text(encoding="utf-8")
+        sys.exit(f"tune.py ended with status {process.returncode}:\n{text}")
     return True, time.monotonic() - began
 
 
@@ -117,7 +118,9 @@ def _run_killed(place: Path, command: Sequence[str], rng: random.Random) -> floa
 
 def _read_seconds(place: Path) -> dict[str, float]:
     try:
-        seconds: dict[str, float] = json.loads((place / "outputs/sweeps/timed" / BUDGET_FILE).read_text())["seconds"]
+        seconds: dict[str, float] = json.loads(
+            (place / "outputs/sweeps/timed" / BUDGET_FILE).read_text(encoding="utf-8")
+        )["seconds"]
     except (OSError, ValueError):
         return {}
     return seconds
@@ -126,10 +129,10 @@ def _read_seconds(place: Path) -> dict[str, float]:
 def _read_outcome(place: Path) -> dict[str, Any]:
     folder = place / "outputs/sweeps/timed"
     sweep = load_yaml(folder / "sweep.yaml")["config"]["sweep"]
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     confirm = folder / "confirm" / "confirm.yaml"
     runs = sum(len(each["values"]) for each in load_yaml(confirm)["candidates"]) if confirm.is_file() else 0
-    metrics = json.loads((folder / "retrain" / "metrics.json").read_text())["metrics"]
+    metrics = json.loads((folder / "retrain" / "metrics.json").read_text(encoding="utf-8"))["metrics"]
     assert (folder / "retrain" / "test_preds.json.gz").is_file()
     assert (folder / "report.html").is_file()
     return {
@@ -142,12 +145,16 @@ def _read_outcome(place: Path) -> dict[str, Any]:
         "mean_pose_mm": metrics["baseline/pa_mpjpe_mm"],
         "ratio": metrics["test/pa_mpjpe_mm"] / metrics["baseline/pa_mpjpe_mm"],
         "seconds": _read_seconds(place),
-        "plan": [line for line in (place / "log.txt").read_text().splitlines() if line.startswith("the budget")],
+        "plan": [
+            line
+            for line in (place / "log.txt").read_text(encoding="utf-8").splitlines()
+            if line.startswith("the budget")
+        ],
     }
 
 
 def _count_epochs(place: Path) -> int:
-    lines = (place / "log.txt").read_text().splitlines()
+    lines = (place / "log.txt").read_text(encoding="utf-8").splitlines()
     return len({line.split("/")[0] for line in lines if line.startswith("epoch ")})
 
 

@@ -70,7 +70,7 @@ class MeasuredTraining:
             env=_remove_openmp_variables(os.environ) | variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
 
     def __enter__(self) -> "MeasuredTraining":
@@ -214,15 +214,16 @@ def main() -> None:
     """Print a table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--busy", type=int, nargs="+", default=[1, 2, 4], help="numbers of busy processes besides 0")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a measurement, at least")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (default: 5)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="least seconds of a measurement (default: 10)")
     parser.add_argument("--settle", type=float, default=4.0, help="seconds of training before each measurement")
-    parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--encoder", default="mobilenetv3_small_100")
+    parser.add_argument("--image-size", type=int, default=96, help="side of the images in pixels (default: 96)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images of a batch (default: 16)")
+    parser.add_argument("--encoder", default="mobilenetv3_small_100", help="timm encoder")
     parser.add_argument("--sides", nargs="*", default=[], metavar="NAME=VALUE[,NAME=VALUE...]", help="further sides")
     parser.add_argument("--train-in", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "benchmarks" / "results" / "contention.json")
+    results = REPOSITORY / "benchmarks" / "results" / "contention.json"
+    parser.add_argument("--output", type=Path, default=results, help="JSON file for the results")
     given = parser.parse_args()
     if given.train_in is not None:
         train(given.train_in, given.image_size, given.sides)

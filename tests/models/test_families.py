@@ -33,7 +33,7 @@ SLOW = """
 OTHER_SIZE = {"crossvit_tiny_240": 240, "efficientformer_l1": 224, "halonet_h1": 256}
 """Models that take no pictures of 64 px, with a size that they take."""
 REFUSED = ["inception_resnet_v2", "inception_v3", "inception_v4"]
-"""Models whose convolutions without padding leave maps that do not tile the picture."""
+"""Models whose convolutions without padding leave maps that do not cover the picture."""
 
 
 def make_encoder(name, image_size=64, *, weights=None, normalize=True):
@@ -79,7 +79,7 @@ def test_every_family_trains_or_names_a_size_that_it_takes(name):
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("image_size", [64, None])
 def test_a_model_whose_maps_do_not_tile_the_picture_is_refused(name, image_size):
-    with pytest.raises(UserError, match=rf"{name} cannot serve as an encoder: its last feature map .* do not tile"):
+    with pytest.raises(UserError, match=rf"{name} cannot serve as an encoder: its last feature map .* do not cover"):
         make_encoder(name, image_size)
 
 

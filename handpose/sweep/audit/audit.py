@@ -235,7 +235,8 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
             yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but locations has {given[key]}")
     choices = compose_choices(record["overrides"])
     for group, theirs, ours in find_differences(rename_options(record["choices"]), rename_options(choices)):
-        if not group.startswith("hydra"):
+        is_new = group == "budget" and group not in record["choices"]  # sweeps of earlier versions have no budget
+        if not group.startswith("hydra") and not is_new:
             yield Wrong(f"sweep.yaml: choices has {group}={theirs}, but its overrides give {ours}")
 
 
