@@ -32,6 +32,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.result_files import write_results  # noqa: E402
+from handpose.errors import UserError  # noqa: E402
+from handpose.files import read_json  # noqa: E402
 from handpose.sweep.budget.clock import BUDGET_FILE  # noqa: E402
 from handpose.yaml_files import load_yaml  # noqa: E402
 
@@ -121,7 +123,7 @@ def _read_seconds(place: Path) -> dict[str, float]:
         seconds: dict[str, float] = json.loads(
             (place / "outputs/sweeps/timed" / BUDGET_FILE).read_text(encoding="utf-8")
         )["seconds"]
-    except (OSError, ValueError):
+    except (OSError, UserError):  # there is none yet
         return {}
     return seconds
 
@@ -132,7 +134,7 @@ def _read_outcome(place: Path) -> dict[str, Any]:
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     confirm = folder / "confirm" / "confirm.yaml"
     runs = sum(len(each["values"]) for each in load_yaml(confirm)["candidates"]) if confirm.is_file() else 0
-    metrics = json.loads((folder / "retrain" / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+    metrics = read_json(folder / "retrain" / "metrics.json")["metrics"]
     assert (folder / "retrain" / "test_preds.json.gz").is_file()
     assert (folder / "report.html").is_file()
     return {
@@ -154,8 +156,11 @@ def _read_outcome(place: Path) -> dict[str, Any]:
 
 
 def _count_epochs(place: Path) -> int:
-    lines = (place / "log.txt").read_text(encoding="utf-8").splitlines()
-    return len({line.split("/")[0] for line in lines if line.startswith("epoch ")})
+    return len({line.split("/")[0] for line in _read_log(place) if line.startswith("epoch ")})
+
+
+def _read_log(place: Path) -> list[str]:
+    return (place / "log.txt").read_text(encoding="utf-8").splitlines()
 
 
 @contextlib.contextmanager
