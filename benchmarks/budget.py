@@ -120,9 +120,7 @@ def _run_killed(place: Path, command: Sequence[str], rng: random.Random) -> floa
 
 def _read_seconds(place: Path) -> dict[str, float]:
     try:
-        seconds: dict[str, float] = json.loads(
-            (place / "outputs/sweeps/timed" / BUDGET_FILE).read_text(encoding="utf-8")
-        )["seconds"]
+        seconds: dict[str, float] = read_json(place / "outputs/sweeps/timed" / BUDGET_FILE)["seconds"]
     except (OSError, UserError):  # there is none yet
         return {}
     return seconds
