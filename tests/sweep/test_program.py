@@ -50,8 +50,12 @@ def swept(start):
         "trainer.max_epochs=2",
         "trainer.accelerator=cpu",
         "sweep.gpus_per_trial=0",
+        "sweep.max_concurrent=1",  # one worker imports the libraries
     )
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 0, err
     return start.folder / "outputs" / "sweeps" / "first", out, err
 
