@@ -137,8 +137,8 @@ def _read_outcome(place: Path) -> dict[str, Any]:
     assert (folder / "report.html").is_file()
     return {
         "planned_trials": sweep["num_trials"],
-        "trials": sum(event["kind"] == "trial_suggested" for event in events),
-        "epochs": sum(event["kind"] == "epoch_reported" for event in events),
+        "trials": sum(event["event"] == "trial_suggested" for event in events),
+        "epochs": sum(event["event"] == "epoch_reported" for event in events),
         "confirmed": runs,
         "retrain_epochs": _count_epochs(place),
         "pa_mpjpe_mm": metrics["test/pa_mpjpe_mm"],
