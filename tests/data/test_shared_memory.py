@@ -95,6 +95,7 @@ class Killed(Stuck):
 )
 def test_a_loader_whose_processes_give_no_batch_ends_with_a_sentence(root, monkeypatch, dataset, reason):
     monkeypatch.setattr(datamodule, "_BATCH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # how long a stuck process is joined
     data = make_data(root, num_workers=1)
     loader = data._make_loader(dataset, [0, 1])
     with pytest.raises(

@@ -126,9 +126,8 @@ def test_output_without_a_terminal_is_one_line_a_trial(finished):
 
 
 def test_diverged_and_crashed_trials_fail_in_the_study_and_the_sweep_goes_on(sweep, write_space):
-    table, folder = sweep(
-        write_space("model.decoder.depth: range(1, 4)"), fails_or_diverges, sampler=None, scheduler=Fifo, max_retries=0
-    )
+    space, alone = write_space("model.decoder.depth: range(1, 4)"), {"max_concurrent": 1, "max_retries": 0}
+    table, folder = sweep(space, fails_or_diverges, sampler=None, scheduler=Fifo, **alone)
     ends = {row.params["model.decoder.depth"]: (row.state, row.epochs) for row in table.rows.values()}
     assert ends == {1: ("diverged", 2), 2: ("failed", 1), 3: ("complete", 4)}
     states = {trial.params["model.decoder.depth"]: trial.state for trial in open_study(folder).trials}
@@ -151,7 +150,8 @@ def test_the_same_seed_gives_the_same_sweep_with_one_trial_at_a_time(sweep, writ
 def test_a_grid_is_tried_whole_and_each_point_once(sweep, write_space):
     space = write_space("model.decoder.depth: range(1, 4)\noptimizer.lr: choice(1e-3, 1e-2)")
     defaults = {"optimizer.lr": 1e-2, "model.decoder.depth": 2}
-    table, folder = sweep(space, curve, sampler=None, scheduler=Fifo, num_trials=50, defaults=defaults)
+    changes = {"num_trials": 50, "max_concurrent": 1}
+    table, folder = sweep(space, curve, sampler=None, scheduler=Fifo, defaults=defaults, **changes)
     points = [(row.params["model.decoder.depth"], row.params["optimizer.lr"]) for row in table.rows.values()]
     assert sorted(points) == [(depth, lr) for depth in (1, 2, 3) for lr in (1e-3, 1e-2)]
     assert table.rows[0].params == {"model.decoder.depth": 2, "optimizer.lr": 1e-2}
@@ -178,7 +178,7 @@ def test_a_spent_time_budget_leaves_no_trial_running_and_a_larger_one_lets_the_s
 
 def test_a_sweep_ends_when_its_space_has_no_other_point_and_says_so(sweep, write_space, capsys):
     space = write_space("model.decoder.depth: range(1, 4)\noptimizer.lr: choice(1e-3, 1e-2)")
-    table, folder = sweep(space, curve, sampler=make_tpe(), num_trials=50)
+    table, folder = sweep(space, curve, sampler=make_tpe(), num_trials=50, max_concurrent=1)
     assert table.num_trials == len(table.rows) == 6
     assert len({tuple(row.params.values()) for row in table.rows.values()}) == 6
     assert len(open_study(folder).trials) == 6
