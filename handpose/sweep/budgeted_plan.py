@@ -1,6 +1,7 @@
 """Plans a sweep that has a budget: how many trials, epochs, finalists and seeds fit."""
 
 import contextlib
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -78,8 +79,8 @@ def plan_within_budget(plan: SweepPlan, stack: contextlib.ExitStack) -> SweepPla
 def limit_resumed_plan(plan: SweepPlan) -> SweepPlan:
     """Return the plan of a resumed sweep, whose trials may take what is left of its budget now.
 
-    Trials that have ended, or that have used up their part of the budget, are not continued, unless the budget has
-    become larger.
+    If the trials have used up their part of the budget, they are not continued, unless the budget has become larger.
+    Then there are more of them, and what is confirmed is planned again.
     """
     clock, events = plan.clock, read_events(plan.sweep.path / EVENTS_FILE)
     if not clock.is_limited or not events or not clock.decisions.planned_keys:
@@ -88,8 +89,16 @@ def limit_resumed_plan(plan: SweepPlan) -> SweepPlan:
     is_closed = isinstance(events[-1], SweepClosed) and events[-1].reason in ("finished", "spent")
     if is_closed and not is_larger:
         return plan
-    limit_s = events[-1].at + max(1.0, clock.deadline.left_s - clock.decisions.reserved_s)
-    return replace(plan, sweep=replace(plan.sweep, time_budget_s=round(limit_s, 1)))
+    used_s = events[-1].at
+    limit_s = used_s + max(1.0, clock.deadline.left_s - clock.decisions.reserved_s)
+    values: dict[str, Any] = {"time_budget_s": round(limit_s, 1)}
+    if is_larger:
+        clock.decisions.top_k = clock.decisions.seeds = None  # as many as fit now
+        if "sweep.num_trials" in clock.decisions.planned_keys and used_s:
+            num_more = math.floor(plan.sweep.num_trials * limit_s / used_s)  # at the pace so far
+            values["num_trials"] = max(plan.sweep.num_trials, num_more)
+    task = change_task(plan.task, {f"sweep.{name}": value for name, value in values.items()})
+    return replace(plan, task=task, sweep=replace(plan.sweep, **values))
 
 
 class _Planner:

@@ -1,6 +1,7 @@
 """The plan of a sweep: everything that its configuration asks for, checked as far as possible without starting Ray."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -171,6 +172,7 @@ class SweepPlan:
             use_val=use_val,
             epoch_s=sweep.workers_per_trial * winner.seconds / winner.epochs if winner.epochs else None,
             trial_epochs=winner.epochs,
+            repeats_shortened=self._has_longer_retraining(table),
             find_nodes=self._find_retrain_nodes if is_shared else None,
             find_end=partial(find_retraining_end, table, self.clock) if self.clock.is_limited else None,
         )
@@ -187,6 +189,11 @@ class SweepPlan:
                     sweep, devices=sweep.retrain_devices, batch_size=batch_size, excluded_nodes=quarantined
                 )
             yield retrain_nodes
+
+    def _has_longer_retraining(self, table: TrialTable) -> bool:
+        """Return whether the budget has become so much larger that a retraining that it has shortened is done again."""
+        used_s = self.clock.seconds.get("retraining", 0.0)
+        return self.clock.is_limited and find_retraining_end(table, self.clock, 1) - time.time() > 1.5 * used_s
 
     @property
     def scheduler_class(self) -> Callable[..., Scheduler]:

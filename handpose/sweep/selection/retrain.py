@@ -50,6 +50,7 @@ def retrain_winner(
     use_val: bool = False,
     epoch_s: float | None = None,
     trial_epochs: int = 0,
+    repeats_shortened: bool = False,
     find_nodes: Callable[[int], AbstractContextManager[RetrainNodes | None]] | None = None,
     find_end: Callable[[int], float] | None = None,
 ) -> dict[str, float]:
@@ -67,6 +68,8 @@ def retrain_winner(
             by, so the last checkpoint is tested instead of the best one.
         epoch_s: seconds that an epoch takes on one device, for the expected time that is printed. None: unknown.
         trial_epochs: epochs that the trial of the winner has trained.
+        repeats_shortened: whether a retraining that a budget has ended before its last epoch is done again. The earlier
+            one is kept like that of another winner.
         find_nodes: called with the batch size. Its context holds the nodes of the cluster that retrain instead of this
             machine, and that can access the folder; or None.
         find_end: called with the number of devices. Returns when the retraining has to be finished, in seconds since
@@ -82,9 +85,12 @@ def retrain_winner(
     place = folder / "retrain"
     winner = _read_winner(folder, use_val=use_val)
     _archive_other_winner(place, winner)
-    if (place / "metrics.json").is_file():
-        return _read_metrics(place)
     config = compose("train", [_format_best_override(folder)])
+    if (place / "metrics.json").is_file():
+        is_whole = _count_trained_epochs(place / "checkpoints") >= config.trainer.max_epochs
+        if is_whole or not repeats_shortened:
+            return _read_metrics(place)
+        _archive(place)
     announce = partial(_print_start, folder, config, epoch_s=epoch_s, trial_epochs=trial_epochs, find_end=find_end)
     if find_nodes is not None and not _has_devices(winner):
         with find_nodes(config.data.batch_size) as retrain_nodes:
@@ -263,8 +269,12 @@ def _archive_other_winner(place: Path, winner: list[str]) -> None:
         return
     file = place / _WINNER_FILE
     if not file.is_file() or read_json(file) != winner:
-        numbered = (place.with_name(f"{place.name}_{number}") for number in itertools.count(1))
-        place.rename(next(path for path in numbered if not path.exists()))
+        _archive(place)
+
+
+def _archive(place: Path) -> None:
+    numbered = (place.with_name(f"{place.name}_{number}") for number in itertools.count(1))
+    place.rename(next(path for path in numbered if not path.exists()))
 
 
 def _make_resume_overrides(checkpoints: Path, max_epochs: int) -> list[str]:

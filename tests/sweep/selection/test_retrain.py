@@ -88,6 +88,20 @@ def test_a_budget_ends_the_retraining_which_starts_from_its_trial_if_that_had_lo
     assert ("starts with the weights of the trial" in out) == (weights is not None)
 
 
+@pytest.mark.parametrize(("epochs", "repeats", "num_trained"), [(9, False, 1), (9, True, 2), (20, True, 1)])
+def test_a_shortened_retraining_is_done_again_when_there_is_more_time(
+    training_calls, tmp_path, monkeypatch, epochs, repeats, num_trained
+):
+    folder = tmp_path / "sweep"
+    write_winner(folder, 0.001)
+    retrain_winner(folder)
+    monkeypatch.setattr(
+        module, "_count_trained_epochs", lambda checkpoints: epochs if checkpoints.parent.exists() else 0
+    )
+    assert retrain_winner(folder, repeats_shortened=repeats) == {"test/x": float(num_trained)}
+    assert (folder / "retrain_1").exists() == (num_trained == 2)
+
+
 def test_with_the_validation_split_it_is_another_retraining(training_calls, tmp_path):
     folder = tmp_path / "sweep"
     write_winner(folder, 0.001)
