@@ -13,8 +13,8 @@ from handpose.config_files import use_extensions
 from tests.builders import make_hands, write_freihand
 from tests.composition import cache_composition
 
-# PyTorch, Optuna and Ray are imported by the fixtures that need them: the process of pytest-xdist that hands out the
-# tests loads this file, too, and nothing begins before it has.
+# Fixtures import PyTorch, Optuna and Ray themselves, because these imports take seconds. The controller process of
+# pytest-xdist loads this file, too, and needs none of them; the workers start only after it has loaded the file.
 
 SIZE = 64
 
@@ -27,8 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if (folder := config.getoption("--extensions")) is not None:
         use_extensions(folder.resolve())
     patch = pytest.MonkeyPatch()
-    cache_composition(patch)  # before the collection, which composes the options of the contract tests
-    patch.setattr(os, "fsync", lambda descriptor: None)  # what a test could see of it takes a power failure
+    cache_composition(patch)  # before the collection, because it composes the options of the contract tests
+    patch.setattr(os, "fsync", lambda descriptor: None)  # only a power failure would show the difference
     config.add_cleanup(patch.undo)
 
 
