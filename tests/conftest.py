@@ -53,7 +53,7 @@ def latin_1_if_possible(tmp_path_factory) -> dict[str, str] | None:
     return {"LOCPATH": str(folder), "LC_ALL": "de_DE.ISO-8859-1"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def latin_1(latin_1_if_possible) -> dict[str, str]:
     if latin_1_if_possible is None:
         pytest.skip("there is no localedef that makes the locale de_DE.ISO-8859-1")
