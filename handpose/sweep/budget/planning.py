@@ -1,6 +1,6 @@
 """Chooses how much of each part of a sweep fits into the time and the GPU-hours that are left.
 
-If everything asked for fits, the rest of the budget goes to more trials. Otherwise the parts that matter least to the
+If everything that is configured fits, the rest of the budget goes to more trials. Otherwise the parts that matter least to the
 result become smaller first: the number of finalists and their seeds, then the number of trials, then their epochs. The
 retraining keeps at least a fixed share of the budget, because a longer training improves the result most.
 
@@ -207,7 +207,7 @@ def _is_acceptable(plan: BudgetPlan, costs: Costs) -> bool:
 
 
 def _list_candidates(asked: Amounts, given: Collection[str]) -> list[Amounts]:
-    """List amounts from what is asked for to the smallest ones. Values that the user has given stay the same."""
+    """List amounts from the configured ones down to the smallest. Values that the user has given stay the same."""
     found = [asked]
     for smaller in _reduce(asked):
         kept = {name: getattr(asked, name) for name, key in KEYS.items() if key in given}
