@@ -1,8 +1,8 @@
 """Chooses how much of each part of a sweep fits into the time and the GPU-hours that are left.
 
-If everything that is configured fits, the rest of the budget goes to more trials. Otherwise the parts that matter least to the
-result become smaller first: the number of finalists and their seeds, then the number of trials, then their epochs. The
-retraining keeps at least a fixed share of the budget, because a longer training improves the result most.
+If everything that is configured fits, the rest of the budget goes to more trials. Otherwise the parts that matter least
+to the result become smaller first: the number of finalists and their seeds, then the number of trials, then their
+epochs. The retraining keeps at least a fixed share of the budget, because a longer training improves the result most.
 
 Values that the user has given are kept.
 """
