@@ -13,9 +13,11 @@ import pytest
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.defaults_list import Overrides
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult
 
 from handpose import config_files
 
@@ -36,6 +38,7 @@ def cache_composition(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hydra, "compose", _keep_configs(hydra.compose, folders))
     patch.setattr(config_loader_impl, "create_defaults_list", create_list)
     patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge)
+    patch.setattr(FileConfigSource, "load_config", _keep_files(FileConfigSource.load_config, sources))
     patch.setattr(omegaconf.base, "parse", functools.cache(omegaconf.base.parse))  # of interpolations
 
 
@@ -81,6 +84,20 @@ def _keep_merged(merge: Any, sources: set[str]) -> Any:
         return pickle.loads(kept[key])
 
     return merge_once
+
+
+def _keep_files(load_config: Any, sources: set[str]) -> Any:
+    kept: dict[tuple[str, str], bytes] = {}
+
+    def load_once(source: FileConfigSource, config_path: str) -> ConfigResult:
+        if source.full_path() not in sources:
+            return load_config(source, config_path)
+        key = (source.full_path(), config_path)
+        if key not in kept:
+            kept[key] = pickle.dumps(load_config(source, config_path))
+        return pickle.loads(kept[key])
+
+    return load_once
 
 
 def _reads_only(repo: IConfigRepository, sources: set[str]) -> bool:

@@ -81,6 +81,7 @@ def test_its_checkpoint_predicts_what_it_predicted(tmp_path, monkeypatch):
     assert np.array(hand["xyz_mm"]) == pytest.approx(np.array(expected), rel=1e-3, abs=0.5)
 
 
+@pytest.mark.slow
 def test_its_checkpoint_is_exported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64), "gray").save(tmp_path / "gray.png")

@@ -450,6 +450,7 @@ def test_predictions_cover_the_whole_test_split_whatever_the_limits(configure, f
 @pytest.mark.parametrize(("given", "num_batches"), [("true", 1), ("1", 1), ("2", 2)])
 def test_fast_dev_run_runs_a_few_batches_of_each_stage(configure, twenty, given, num_batches):
     more = ["trainer.max_epochs=50", "trainer.check_val_every_n_epoch=5", "checkpoints.every_n_epochs=5"]
+    more += ["pictures.every_n_steps=0"]
     result = train_and_test(configure(f"+trainer.fast_dev_run={given}", f"data.root={twenty}", *more), quiet=True)
     checkpoint = torch.load(result.checkpoint, weights_only=True)
     assert (checkpoint["global_step"], result.training.epochs) == (num_batches, 1)
