@@ -54,10 +54,9 @@ def run_steps(plan: SweepPlan, folder_sync: FolderSync | None, ray_stack: contex
     clock = plan.clock
     clock.enter("trials")
     with ray_stack, plan.run_sweep(folder_sync=folder_sync) as table:
-        if clock.is_limited:
-            clock.start_saving()  # a sweep without trials left has not been locked
-        spent = describe_spent_budget(plan.sweep, table)
-        if spent and not clock.is_limited:
+        clock.start_saving()  # a sweep without trials left has not been locked
+        spent = "" if clock.is_limited else describe_spent_budget(plan.sweep, table)
+        if spent:
             print(spent, flush=True)
         clock.enter("confirmation")
         confirmed = plan.confirm_finalists(table, folder_sync=folder_sync)
@@ -84,7 +83,7 @@ def run_steps(plan: SweepPlan, folder_sync: FolderSync | None, ray_stack: contex
         train_on_val=use_val,
         folder=folder,
     )
-    print(*filter(None, [format_front(table), found, "" if clock.is_limited else spent]), sep="\n", flush=True)
+    print(*filter(None, [format_front(table), found, spent]), sep="\n", flush=True)
     print(write_report([folder], folder / REPORT_FILE, scientific=plan.task.config.report.scientific).text)
     if clock.is_limited:
         clock.count_used_s()

@@ -15,7 +15,6 @@ processes together must stay within the budget too.
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -24,13 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from benchmarks.contention import run_busy_processes  # noqa: E402
 from benchmarks.result_files import write_results  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
 from handpose.files import read_json  # noqa: E402
@@ -61,15 +61,15 @@ def main() -> None:
         row = _measure(minutes, busy, given.overrides, kills=rng if given.kill else None)
         rows.append(row)
         print("  ".join(f"{_format(row[name]):>14}" for name in _COLUMNS), flush=True)
-    if given.output:
-        write_results(given.output, {"runs": rows})
+    write_results(given.output, {"runs": rows})
 
 
 def _measure(minutes: float, busy: int, overrides: Sequence[str], *, kills: random.Random | None) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="budget-") as name, _run_busy_processes(busy):
+    with tempfile.TemporaryDirectory(prefix="budget-") as name, run_busy_processes(busy):
         place = Path(name)
         command = [sys.executable, str(REPOSITORY / "tune.py"), f"budget.minutes={minutes:g}", "sweep.name=timed"]
-        used_s = _run(place, [*command, *overrides])[1] if kills is None else _run_killed(place, command, kills)
+        command += overrides
+        used_s = _run(place, command)[1] if kills is None else _run_killed(place, command, kills)
         return {"minutes": minutes, "busy": busy, "used_s": round(used_s, 1), **_read_outcome(place)}
 
 
@@ -100,8 +100,7 @@ def _run(place: Path, command: Sequence[str], *, kill: tuple[str, float] | None 
                 process.wait()
                 return False, time.monotonic() - began
     if process.returncode:
-        text = log.read_text(encoding="utf-8")
-        sys.exit(f"tune.py ended with status {process.returncode}:\n{text}")
+        sys.exit("\n".join([f"tune.py ended with status {process.returncode}:", *_read_log(place)]))
     return True, time.monotonic() - began
 
 
@@ -145,11 +144,7 @@ def _read_outcome(place: Path) -> dict[str, Any]:
         "mean_pose_mm": metrics["baseline/pa_mpjpe_mm"],
         "ratio": metrics["test/pa_mpjpe_mm"] / metrics["baseline/pa_mpjpe_mm"],
         "seconds": _read_seconds(place),
-        "plan": [
-            line
-            for line in (place / "log.txt").read_text(encoding="utf-8").splitlines()
-            if line.startswith("the budget")
-        ],
+        "plan": [line for line in _read_log(place) if line.startswith("the budget")],
     }
 
 
@@ -159,17 +154,6 @@ def _count_epochs(place: Path) -> int:
 
 def _read_log(place: Path) -> list[str]:
     return (place / "log.txt").read_text(encoding="utf-8").splitlines()
-
-
-@contextlib.contextmanager
-def _run_busy_processes(number: int) -> Iterator[None]:
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def _format(value: Any) -> str:

@@ -63,12 +63,9 @@ def plan_within_budget(plan: SweepPlan, stack: contextlib.ExitStack) -> SweepPla
             f"{clock.describe_limit()} needs the preflight, which measures what fits; leave out sweep.preflight=off"
         )
     planner = _Planner(plan, given=list_given_keys())
-    left_s = clock.deadline.left_s
-    preflight = replace(
-        plan.make_preflight(plan.trial_function),
-        brief_s=min(plan.make_preflight(plan.trial_function).brief_s, _PREFLIGHT_SHARE * left_s),
-        plan_budget=planner.plan_budget,
-    )
+    preflight = plan.make_preflight(plan.trial_function)
+    brief_s = min(preflight.brief_s, _PREFLIGHT_SHARE * clock.deadline.left_s)
+    preflight = replace(preflight, brief_s=brief_s, plan_budget=planner.plan_budget)
     slots = run_preflight_alone(sweep, plan.cluster, preflight.run, stack=stack)
     chosen = build_plan(change_task(plan.task, planner.values), data=plan.data, measured_slots=slots)
     clock.decisions.planned_keys = list(planner.values)
@@ -158,7 +155,7 @@ class _Planner:
     def _choose_values(self, chosen: BudgetPlan, *, has_gpus: bool) -> None:
         planned: dict[str, Any] = list_values(chosen.amounts)
         planned["sweep.time_budget_s"] = round(chosen.trials_limit.wall_s, 1)
-        if has_gpus and self._plan.clock.gpu_s != float("inf"):
+        if has_gpus and math.isfinite(self._plan.clock.gpu_s):
             planned["sweep.gpu_hours"] = round(chosen.trials_limit.gpu_s / 3600, 4)
         self.values = {key: value for key, value in planned.items() if key not in self._given}
 

@@ -120,7 +120,7 @@ class SweepPlan:
             preflight=self._bind_preflight(trial_function),
             folder_sync=folder_sync,
             on_resume=partial(save_budgets, self.task),
-            on_lock=self.clock.start_saving if self.clock.is_limited else lambda: None,
+            on_lock=self.clock.start_saving,
             needs_report=self.clock.is_limited,
             num_points=self.num_points,
         )

@@ -107,8 +107,11 @@ class BudgetClock:
         self.save()
 
     def start_saving(self) -> None:
-        """Save the times every few seconds from now on. The process must hold the lock of the sweep."""
-        if self._thread is None:
+        """Save the times every few seconds from now on. Without a budget, or if this is done already, do nothing.
+
+        Call this only when no other process runs the sweep.
+        """
+        if self.is_limited and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="budget clock", daemon=True)
             self.save()
             self._thread.start()

@@ -208,9 +208,8 @@ def _is_acceptable(plan: BudgetPlan, costs: Costs) -> bool:
 
 def _list_candidates(asked: Amounts, given: Collection[str]) -> list[Amounts]:
     """List amounts from the configured ones down to the smallest. Values that the user has given stay the same."""
-    found = [asked]
+    found, kept = [asked], {name: getattr(asked, name) for name, key in KEYS.items() if key in given}
     for smaller in _reduce(asked):
-        kept = {name: getattr(asked, name) for name, key in KEYS.items() if key in given}
         amounts = smaller._replace(**kept)
         if amounts not in found:
             found.append(amounts)

@@ -1,5 +1,6 @@
 """Plans the rest of a sweep again after its trials, from what they really took."""
 
+import math
 import statistics
 import time
 from collections.abc import Collection
@@ -37,13 +38,16 @@ def estimate_trial_epoch(table: TrialTable) -> Work:
     """Estimate what an epoch of a trial takes, with its share of the start of the trial.
 
     Args:
-        table: the trials; at least one of them has reported.
+        table: the trials. If none of them has reported, nothing is known, and the estimate is 0.
     """
-    rows = [row for row in table.rows.values() if row.epochs]
-    epoch_s = statistics.fmean(row.seconds / row.epochs for row in rows)
+    paces_s = [row.seconds / row.epochs for row in table.rows.values() if row.epochs]
+    epoch_s = statistics.fmean(paces_s) if paces_s else 0.0
+    return Work(epoch_s, epoch_s * _compute_gpus_per_trial(table))
+
+
+def _compute_gpus_per_trial(table: TrialTable) -> float:
     total_s = sum(row.seconds for row in table.rows.values())
-    gpus = 3600.0 * table.gpu_hours / total_s if total_s else 0.0
-    return Work(epoch_s, epoch_s * gpus)
+    return 3600.0 * table.gpu_hours / total_s if total_s else 0.0
 
 
 def count_used_gpu_s(table: TrialTable, clock: BudgetClock, *, num_retrain_gpus: int = 0) -> float:
@@ -54,11 +58,9 @@ def count_used_gpu_s(table: TrialTable, clock: BudgetClock, *, num_retrain_gpus:
         clock: the times of the stages.
         num_retrain_gpus: GPUs of the retraining.
     """
-    epoch = estimate_trial_epoch(table) if any(row.epochs for row in table.rows.values()) else Work(1.0, 0.0)
-    in_confirmation = table.num_slots * epoch.gpu_s / epoch.wall_s
     return (
         3600.0 * table.gpu_hours
-        + in_confirmation * clock.seconds.get("confirmation", 0.0)
+        + table.num_slots * _compute_gpus_per_trial(table) * clock.seconds.get("confirmation", 0.0)
         + num_retrain_gpus * clock.seconds.get("retraining", 0.0)
     )
 
@@ -78,7 +80,7 @@ def plan_confirmation(
         given: configuration keys that the user has given.
     """
     left = Work(clock.deadline.left_s - REPORT_S, clock.gpu_s - count_used_gpu_s(table, clock))
-    epoch = estimate_trial_epoch(table) if any(row.epochs for row in table.rows.values()) else Work(0.0, 0.0)
+    epoch = estimate_trial_epoch(table)
     decided = clock.decisions
     if decided.top_k is None or decided.seeds is None:
         asked = Amounts(sweep.num_trials, sweep.max_epochs, sweep.confirm.top_k, sweep.confirm.seeds)
@@ -93,7 +95,7 @@ def plan_confirmation(
         decided.top_k, decided.seeds = chosen.top_k, chosen.seeds
         clock.save()
     limit = left.scale(_CONFIRMATION_LIMIT) if schedule_epochs else left
-    is_gpu_limited = limit.gpu_s != float("inf")
+    is_gpu_limited = math.isfinite(limit.gpu_s)
     return ConfirmationBudget(
         decided.top_k, decided.seeds, max(0.0, limit.wall_s), max(0.0, limit.gpu_s) / 3600 if is_gpu_limited else None
     )

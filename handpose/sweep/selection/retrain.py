@@ -85,22 +85,23 @@ def retrain_winner(
     place = folder / "retrain"
     winner = _read_winner(folder, use_val=use_val)
     _archive_other_winner(place, winner)
+    is_over = (place / "metrics.json").is_file()
+    if is_over and not repeats_shortened:
+        return _read_metrics(place)
     config = compose("train", [_format_best_override(folder)])
-    if (place / "metrics.json").is_file():
-        is_whole = _count_trained_epochs(place / "checkpoints") >= config.trainer.max_epochs
-        if is_whole or not repeats_shortened:
-            return _read_metrics(place)
+    if is_over and _count_trained_epochs(place / "checkpoints") >= config.trainer.max_epochs:
+        return _read_metrics(place)
+    if is_over:
         _archive(place)
     announce = partial(_print_start, folder, config, epoch_s=epoch_s, trial_epochs=trial_epochs, find_end=find_end)
+    val_overrides = _make_val_overrides(use_val)
     if find_nodes is not None and not _has_devices(winner):
         with find_nodes(config.data.batch_size) as retrain_nodes:
             if retrain_nodes is not None:
-                changes = announce(retrain_nodes.num_devices)
-                _run_on_cluster(folder, retrain_nodes, [*_make_val_overrides(use_val), *changes])
+                _run_on_cluster(folder, retrain_nodes, [*val_overrides, *announce(retrain_nodes.num_devices)])
                 return _read_metrics(place)
     number = _find_divisor(devices or _count_gpus(config, winner), config.data.batch_size)
-    changes = announce(number if number > 1 else count_local_processes(config))
-    changes = [*_make_val_overrides(use_val), *changes]
+    changes = [*val_overrides, *announce(number if number > 1 else count_local_processes(config))]
     if number == 1:
         return _train_in_process(folder, winner, devices=1, changes=changes)
     _run_in_subprocess(folder, number, changes)
