@@ -15,7 +15,9 @@ are: one trained on synthetic hands only, and on their mirror images, because ph
 fine-tuned on all training photographs; and one trained on these from the encoder's weights. Each training ends after
 --minutes. The evaluation split was used for no choice: the recipe was chosen on a third of the training photographs.
 
-ablation: the defaults with one change at a time, and decoder depth by sigma, over a fixed number of epochs.
+ablation: the defaults with one change at a time, and decoder depth by sigma, over a fixed number of epochs. With
+--minutes, each training has this time instead, start and test included. `--parts short` has the changes that make a
+training of few minutes cheaper.
 
 Errors are those of the test split, in one pass over the full image unless a row says otherwise. Each training runs in
 its own process. When the numbers of epochs are known, trainings share the cores (--jobs), which does not change the
@@ -63,7 +65,7 @@ def train_and_measure(overrides: Overrides, epochs: int) -> dict[str, Any]:
     result = train_and_test(config, quiet=True)
     assert result.training is not None
     return {
-        "epochs": epochs,
+        "epochs": result.training.epochs,
         "seconds": round(result.training.seconds, 1),
         "checkpoint": str(result.checkpoint),
         **result.test_metrics,
@@ -304,23 +306,44 @@ CHANGES: Mapping[str, Overrides] = {
 }
 """Change -> overrides."""
 
+SHORT_CHANGES: Mapping[str, Overrides] = {
+    "the defaults": (),
+    "images of 80 pixels": ("data.image_size=80",),
+    "images of 64 pixels": ("data.image_size=64",),
+    "images of 48 pixels": ("data.image_size=48",),
+    "batches of 8": ("data.batch_size=8",),
+    "batches of 32": ("data.batch_size=32",),
+    "half the width": ("model.decoder.width=24",),
+    "one block less": ("model.decoder.depth=2",),
+    "half the encoder": ("model.encoder.name=mobilenetv3_small_050",),
+    "lcnet_050": ("model.encoder.name=lcnet_050",),
+    "lcnet_100": ("model.encoder.name=lcnet_100",),
+    "twice the learning rate": ("optimizer.lr=0.01",),
+    "no augmentation": ("augment=none",),
+}
+"""Change -> overrides, for trainings of few minutes."""
+_UNLIMITED_EPOCHS = 200
+
 
 def run_ablation(given: argparse.Namespace) -> dict[str, Any]:
-    """Train the defaults with one change at a time, and depth by sigma."""
+    """Train the defaults with one change at a time, and depth by sigma, for the same epochs or the same time."""
     grid = {
         f"depth {depth}, sigma {sigma}": (f"model.decoder.depth={depth}", f"heatmap.sigma={sigma}")
         for depth in DEPTHS
         for sigma in SIGMAS
     }
-    parts = {"changes": CHANGES, "grid": grid}
+    parts = {"changes": CHANGES, "grid": grid, "short": SHORT_CHANGES}
     chosen: dict[str, Overrides] = {name: change for part in given.parts for name, change in parts[part].items()}
     if given.rows:
         chosen = {name: change for name, change in chosen.items() if name in given.rows}
     with tempfile.TemporaryDirectory() as folder:
         shared = [*given.overrides, quote_override("paths.output", folder)]
-        # Draws and packs the data, so that no run has to do it.
-        run_in_fresh_process(measure_joint_ranges, overrides=shared)
-        sides = {name: TrainingSide([*shared, *change], given.epochs) for name, change in chosen.items()}
+        for sizes in {tuple(each for each in change if "image_size" in each) for change in chosen.values()}:
+            # Draws and packs the data, so that no run has to do it.
+            run_in_fresh_process(measure_joint_ranges, overrides=[*shared, *sizes])
+        limit = [] if given.minutes is None else [f"budget.minutes={given.minutes}"]
+        epochs = given.epochs if given.minutes is None else _UNLIMITED_EPOCHS
+        sides = {name: TrainingSide([*shared, *change, *limit], epochs) for name, change in chosen.items()}
         runs = train_all(sides, seeds=given.seeds, jobs=given.jobs)
     rows = [summarise(name, runs[name], {}) for name in chosen]
     print(f"\n{format_table(rows)}")
@@ -384,13 +407,13 @@ def main() -> None:
             own.add_argument(
                 "--seeds", type=int, nargs="+", default=[0, 1, 2] if part == "versus" else [0], help="training seeds"
             )
-        if part != "ablation":
-            own.add_argument(
-                "--minutes",
-                type=float,
-                default=4 if part == "versus" else 20,
-                help="duration of each training; default: %(default)s",
-            )
+        default = {"versus": 4, "real": 20, "ablation": None}[part]
+        own.add_argument(
+            "--minutes",
+            type=float,
+            default=default,
+            help=f"duration of each training; default: {default or 'that of --epochs'}",
+        )
     parts.choices["ablation"].add_argument(
         "--epochs", type=int, default=14, help="epochs of each training; default: %(default)s"
     )
@@ -398,9 +421,9 @@ def main() -> None:
     parts.choices["ablation"].add_argument(
         "--parts",
         nargs="+",
-        choices=["changes", "grid"],
+        choices=["changes", "grid", "short"],
         default=["changes", "grid"],
-        help="what to train: single changes, or depth by sigma",
+        help="what to train: single changes, depth by sigma, or changes that make a short training cheaper",
     )
     options = parts.choices["real"].add_argument
     options("--root", required=True, help="folder of photographs in FreiHAND's layout")

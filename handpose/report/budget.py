@@ -48,7 +48,7 @@ def format_budget_plan(
     lines = [f"the budget  {limit}, of which {_format_rough(used_s)} are used: {', '.join(parts)}"]
     if asked:
         values = ", ".join(f"{key}={value}" for key, value in asked.items())
-        lines.append(f"{'':<12}less than configured, to fit: {values}; give a larger budget for these")
+        lines.append(f"{'':<12}reduced to fit; configured are {values}, which need a larger budget")
     return "\n".join(lines)
 
 

@@ -62,11 +62,11 @@ def format_trial_cost(rows: Sequence[PointRow], *, typical_s: float, gpu: str) -
     parts = [
         f"about {_format_rough_duration(typical_s)} ({_format_span(seconds, _format_rough_duration)})",
         f"{_format_span([number / 1e6 for number in parameters], '{:.2g}'.format)} million parameters",
-        f"{_format_span(memory, '{:.0f}'.format)} MB at the peak of a step" + (f" on {gpu}" if gpu else ""),
+        f"{_format_span(memory, '{:.0f}'.format)} MB of memory in a training step" + (f" on {gpu}" if gpu else ""),
     ]
     process_mb = max(row.process_mb for row in rows)
     if math.isfinite(process_mb):
-        parts.append(f"{process_mb / 1e3:.1f} GB of memory per process")
+        parts.append(f"{process_mb / 1e3:.1f} GB in a process")
     return "a trial     " + ", ".join(parts)
 
 
@@ -83,9 +83,9 @@ def format_sweep_cost(
         time_budget_s: the time that the sweep may take; None for no limit.
     """
     slots = f"{num_slots} slot{'' if num_slots == 1 else 's'}"
-    line = f"the sweep   {num_trials} trials in {slots}: {_format_work(whole)} without early stopping"
+    line = f"the sweep   {num_trials} trials in {slots}: {_format_work(whole)}"
     if expected.slot_s < 0.99 * whole.slot_s:
-        line += f", about {_format_work(expected)} with it"
+        line += f" without early stopping; about {_format_work(expected)} with it"
     if time_budget_s is not None and time_budget_s < expected.wall_s:
         line += f"; sweep.time_budget_s ends it after {_format_rough_duration(time_budget_s)}"
     return line

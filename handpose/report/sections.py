@@ -166,7 +166,7 @@ def _format_doubts(record: SweepRecord, confirmation: Confirmation) -> str:
         doubts.append(f"Whether it is better than the others is unknown: {confirmation.why_not_compared}.")
     if confirmation.optimism > 0:
         too_good = format_metric(record.metric, confirmation.optimism)
-        doubts.append(f"As the best of several means it is too good by about {too_good} on average.")
+        doubts.append(f"The best of several means is too good on average, here by about {too_good}.")
     if confirmation.gain is None and (reason := confirmation.unknown.get("gain_over_default")):
         doubts.append(f"The gain over the default configuration is unknown: {reason}.")
     return "".join(f" {sentence}" for sentence in doubts)

@@ -88,7 +88,7 @@ def _format_other_candidates(confirmed: Mapping[str, Any]) -> list[str]:
         lines.append(f"            not distinguishable from {named}: the runs do not show which is better")
     if confirmed["optimism"]:
         too_good = format_metric(confirmed["metric"], confirmed["optimism"])
-        lines.append(f"            as the best of several means it is too good by about {too_good} on average")
+        lines.append(f"            the best of several means is too good on average, here by about {too_good}")
     if (gain := confirmed["gain_over_default"]) is not None:
         interval = format_interval(confirmed["metric"], gain["low"], gain["high"])
         lines.append(f"gain        {format_metric(confirmed['metric'], gain['mean'])}{interval} over the default")

@@ -77,25 +77,43 @@ def limit_resumed_plan(plan: SweepPlan) -> SweepPlan:
     """Return the plan of a resumed sweep, whose trials may take what is left of its budget now.
 
     If the trials have used up their part of the budget, they are not continued, unless the budget has become larger.
-    Then there are more of them, and what is confirmed is planned again.
+    Then there are more of them, and what is confirmed is planned again. Without a budget, the limits of the trials that
+    were planned no longer apply.
+
+    Raises:
+        UserError: the user asks for more trials, and the budget has no time for them.
     """
     clock, events = plan.clock, read_events(plan.sweep.path / EVENTS_FILE)
-    if not clock.is_limited or not events or not clock.decisions.planned_keys:
+    planned, given = clock.decisions.planned_keys, [override_key(item) for item in list_task_overrides()]
+    if not planned or not events:
         return plan
-    is_larger = any(override_key(item).startswith("budget.") for item in list_task_overrides())
+    if not clock.is_limited:
+        limits = ("sweep.time_budget_s", "sweep.gpu_hours")
+        return _change_settings(plan, {key: None for key in limits if key in planned and key not in given})
+    is_larger, wants_more = any(key.startswith("budget.") for key in given), "sweep.num_trials" in given
     is_closed = isinstance(events[-1], SweepClosed) and events[-1].reason in ("finished", "spent")
-    if is_closed and not is_larger:
+    if is_closed and not is_larger and not wants_more:
         return plan
-    used_s = events[-1].at
-    limit_s = used_s + max(1.0, clock.deadline.left_s - clock.decisions.reserved_s)
-    values: dict[str, Any] = {"time_budget_s": round(limit_s, 1)}
+    left_s = clock.deadline.left_s - clock.decisions.reserved_s
+    if wants_more and left_s <= 0:
+        raise UserError(
+            f"{clock.describe_limit()} has no time left for sweep.num_trials={plan.sweep.num_trials}; also give a "
+            "larger budget, which counts from the start of the sweep, or budget.minutes=null for none"
+        )
+    limit_s = events[-1].at + max(1.0, left_s)
+    values: dict[str, Any] = {"sweep.time_budget_s": round(limit_s, 1)}
     if is_larger:
         clock.decisions.top_k = clock.decisions.seeds = None  # as many as fit now
-        if "sweep.num_trials" in clock.decisions.planned_keys and used_s:
-            num_more = math.floor(plan.sweep.num_trials * limit_s / used_s)  # at the pace so far
-            values["num_trials"] = max(plan.sweep.num_trials, num_more)
-    task = change_task(plan.task, {f"sweep.{name}": value for name, value in values.items()})
-    return replace(plan, task=task, sweep=replace(plan.sweep, **values))
+        if "sweep.num_trials" in planned and not wants_more and events[-1].at:
+            num_more = math.floor(plan.sweep.num_trials * limit_s / events[-1].at)  # at the pace so far
+            values["sweep.num_trials"] = max(plan.sweep.num_trials, num_more)
+    return _change_settings(plan, values)
+
+
+def _change_settings(plan: SweepPlan, values: dict[str, Any]) -> SweepPlan:
+    """Return the plan with other values of the sweep's settings; `values`: configuration key -> value."""
+    settings = {key.removeprefix("sweep."): value for key, value in values.items()}
+    return replace(plan, task=change_task(plan.task, values), sweep=replace(plan.sweep, **settings))
 
 
 class _Planner:

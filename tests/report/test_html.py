@@ -160,6 +160,6 @@ def test_a_page_says_what_a_confirmation_with_one_seed_does_not_show():
     assert "Whether it is better than the others is unknown: one seed." in text
     assert "The gain over the default configuration is unknown: the default is out." in text
     assert re.findall(r"<tr><td>trial 2</td>.*?<td[^>]*>([^<]*)</td></tr>", text) == ["unknown"]
-    assert "too good by about" not in text
+    assert "too good on average, here by" not in text
     doubtful = render_page(make_record([make_trial(1, {}, [9.0])], confirmation=replace(confirmation, optimism=0.123)))
-    assert "too good by about PA-MPJPE 0.12 mm on average" in doubtful
+    assert "too good on average, here by about PA-MPJPE 0.12 mm" in doubtful

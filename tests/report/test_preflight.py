@@ -32,7 +32,7 @@ def test_the_line_of_a_trial_spans_the_points():
     rows = [make_row(), make_row(trial_s=600.0, memory_mb=221.0, process_mb=1400.0, num_parameters=2_500_000)]
     assert format_trial_cost(rows, typical_s=1800.0, gpu="") == (
         "a trial     about 30 min (10 min to 62 min), 1.6 to 2.5 million parameters, "
-        "88 to 221 MB at the peak of a step, 1.4 GB of memory per process"
+        "88 to 221 MB of memory in a training step, 1.4 GB in a process"
     )
 
 
@@ -44,9 +44,11 @@ def test_what_is_not_known_is_not_told():
 def test_early_stopping_is_told_where_it_saves_something():
     whole, half = WorkEstimate(slot_s=7200.0, wall_s=3600.0), WorkEstimate(slot_s=3600.0, wall_s=1800.0)
     told = {"num_trials": 12, "num_slots": 2, "time_budget_s": None}
-    without = "the sweep   12 trials in 2 slots: 2 slot-hours, 60 min without early stopping"
+    without = "the sweep   12 trials in 2 slots: 2 slot-hours, 60 min"
     assert format_sweep_cost(whole=whole, expected=whole, **told) == without
-    assert format_sweep_cost(whole=whole, expected=half, **told) == without + ", about 1 slot-hours, 30 min with it"
+    assert format_sweep_cost(whole=whole, expected=half, **told) == (
+        without + " without early stopping; about 1 slot-hours, 30 min with it"
+    )
 
 
 def test_a_budget_is_told_where_it_ends_the_sweep():

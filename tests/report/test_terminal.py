@@ -241,7 +241,7 @@ def test_the_summary_says_what_the_confirmation_found(tmp_path):
     text = format_sweep_summary(tmp_path, confirmed=make_confirmed_content())
     assert "confirmed   mean PA-MPJPE 9.80 mm [9.60, 10.00] after 27 epochs, seeds 1, 2, 3\n" in text
     assert "not distinguishable from trial 3 (9.90): the runs do not show which is better\n" in text
-    assert "as the best of several means it is too good by about PA-MPJPE 0.07 mm on average\n" in text
+    assert "the best of several means is too good on average, here by about PA-MPJPE 0.07 mm\n" in text
     assert "gain        PA-MPJPE 1.20 mm [0.90, 1.50] over the default\n" in text
     assert "trial 5 is excluded: diverged with seed 2\n" in text
 

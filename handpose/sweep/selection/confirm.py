@@ -105,25 +105,20 @@ def confirm_finalists(
         budget: how much is confirmed, and in what time; None: as much as the settings say.
 
     Returns:
-        The content of confirm.yaml; None if the confirmation is disabled, if there are no finalists, or if the budget
-        ended it before every candidate was trained with one seed.
+        The content of confirm.yaml. None if there is nothing to confirm, or if the budget ended it before every
+        candidate was trained with one seed.
 
     Raises:
         UserError, SweepInterruptedError, SweepHaltedError: as `run_sweep` raises them.
     """
     folder = sweep.path / CONFIRM_FOLDER
     (folder / CONFIRM_FILE).unlink(missing_ok=True)  # it may describe other finalists; the runs are kept
-    if budget is not None:
-        sweep = replace(sweep, confirm=ConfirmSettings(top_k=budget.top_k, seeds=budget.seeds))
-    chosen = choose_candidates(table, defaults=defaults, top_k=sweep.confirm.top_k)
-    if not sweep.confirm.is_enabled or not chosen:
+    amount = sweep.confirm if budget is None else ConfirmSettings(top_k=budget.top_k, seeds=budget.seeds)
+    chosen = choose_candidates(table, defaults=defaults, top_k=amount.top_k)
+    if not amount.is_enabled or not chosen:
         return None
     events = read_events(folder / EVENTS_FILE)
-    begun = [event.params for event in events if isinstance(event, TrialSuggested)]
-    seeds = choose_fresh_seeds(
-        sweep.confirm.seeds, table, defaults, used_seeds=used_seeds, earlier_seeds=[params["seed"] for params in begun]
-    )
-    points = begun + [params for params in list_runs(chosen, seeds) if not any(is_same(params, each) for each in begun)]
+    seeds, points, begun = _choose_runs(chosen, amount.seeds, table, defaults, used_seeds=used_seeds, events=events)
     _print_plan(chosen, seeds, num_runs=len(points) - len(begun), max_epochs=sweep.max_epochs)
     run = SweepRun(
         sweep=_limit_settings(_make_confirm_settings(sweep, folder, num_trials=len(points)), events, budget),
@@ -138,13 +133,10 @@ def confirm_finalists(
         process_mb=read_process_mb(sweep.path),
     )
     with run_sweep(run) as trained:
-        if trained.end == "spent":
-            seeds = [seed for seed in seeds if _is_trained(trained, chosen, seed)]
-        if not seeds:
-            print("confirm     the budget ended it before every candidate was trained with one seed", flush=True)
-            return None
-        content = summarise_confirmation(chosen, seeds, trained)
-    write_yaml(folder / CONFIRM_FILE, content)
+        seeds = _list_trained_seeds(trained, chosen, seeds)
+        content = summarise_confirmation(chosen, seeds, trained) if seeds else None
+    if content is not None:
+        write_yaml(folder / CONFIRM_FILE, content)
     return content
 
 
@@ -185,6 +177,24 @@ def choose_fresh_seeds(
     first = [seed for seed in dict.fromkeys(earlier_seeds) if seed not in taken]
     others = (seed for seed in itertools.count(1) if seed not in taken and seed not in first)
     return list(itertools.islice(itertools.chain(first, others), num))
+
+
+def _choose_runs(
+    chosen: Sequence[Candidate],
+    num_seeds: int,
+    table: TrialTable,
+    defaults: Mapping[str, Any],
+    *,
+    used_seeds: Collection[int],
+    events: Sequence[Event],
+) -> tuple[list[int], list[Params], list[Params]]:
+    """Return the seeds, the parameters of all runs, and those of the runs that an earlier confirmation has begun."""
+    begun = [event.params for event in events if isinstance(event, TrialSuggested)]
+    seeds = choose_fresh_seeds(
+        num_seeds, table, defaults, used_seeds=used_seeds, earlier_seeds=[params["seed"] for params in begun]
+    )
+    missing = [params for params in list_runs(chosen, seeds) if not any(is_same(params, each) for each in begun)]
+    return seeds, begun + missing, begun
 
 
 def list_runs(chosen: Sequence[Candidate], seeds: Sequence[int]) -> list[Params]:
@@ -239,6 +249,16 @@ def _limit_settings(
         return settings
     used_s = events[-1].at if events else 0.0
     return replace(settings, time_budget_s=used_s + max(budget.time_s, 1.0), gpu_hours=budget.gpu_hours)
+
+
+def _list_trained_seeds(table: TrialTable, chosen: Sequence[Candidate], seeds: list[int]) -> list[int]:
+    """Return the seeds that all candidates were trained with; these are all seeds unless a budget ended the runs."""
+    if table.end != "spent":
+        return seeds
+    trained = [seed for seed in seeds if _is_trained(table, chosen, seed)]
+    if not trained:
+        print("confirm     the budget ended it before every candidate was trained with one seed", flush=True)
+    return trained
 
 
 def _is_trained(table: TrialTable, chosen: Sequence[Candidate], seed: int) -> bool:

@@ -64,14 +64,14 @@ def retrain_winner(
         devices: number of devices that share each batch. None: those of best.yaml if it names them, else all GPUs of
             this machine. The number is reduced until it divides `data.batch_size`, so that each step uses as many
             images as in the trials.
-        use_val: whether to train on both the training and the validation split. No split remains to choose a checkpoint
-            by, so the last checkpoint is tested instead of the best one.
+        use_val: whether to train on the validation split as well. The last checkpoint is tested then, since no split
+            remains to choose the best one by.
         epoch_s: seconds that an epoch takes on one device, for the expected time that is printed. None: unknown.
         trial_epochs: epochs that the trial of the winner has trained.
         repeats_shortened: whether a retraining that a budget has ended before its last epoch is done again. The earlier
             one is kept like that of another winner.
-        find_nodes: called with the batch size. Its context holds the nodes of the cluster that retrain instead of this
-            machine, and that can access the folder; or None.
+        find_nodes: called with the batch size. Its context holds nodes of the cluster that retrain instead of this
+            machine, or None.
         find_end: called with the number of devices. Returns when the retraining has to be finished, in seconds since
             the epoch. None: it trains all its epochs.
 
@@ -85,13 +85,12 @@ def retrain_winner(
     place = folder / "retrain"
     winner = _read_winner(folder, use_val=use_val)
     _archive_other_winner(place, winner)
-    is_over = (place / "metrics.json").is_file()
-    if is_over and not repeats_shortened:
+    if _is_finished(place) and not repeats_shortened:
         return _read_metrics(place)
     config = compose("train", [_format_best_override(folder)])
-    if is_over and _count_trained_epochs(place / "checkpoints") >= config.trainer.max_epochs:
-        return _read_metrics(place)
-    if is_over:
+    if _is_finished(place):
+        if _count_trained_epochs(place / "checkpoints") >= config.trainer.max_epochs:
+            return _read_metrics(place)
         _archive(place)
     announce = partial(_print_start, folder, config, epoch_s=epoch_s, trial_epochs=trial_epochs, find_end=find_end)
     val_overrides = _make_val_overrides(use_val)
@@ -101,10 +100,10 @@ def retrain_winner(
                 _run_on_cluster(folder, retrain_nodes, [*val_overrides, *announce(retrain_nodes.num_devices)])
                 return _read_metrics(place)
     number = _find_divisor(devices or _count_gpus(config, winner), config.data.batch_size)
-    changes = [*val_overrides, *announce(number if number > 1 else count_local_processes(config))]
     if number == 1:
+        changes = [*val_overrides, *announce(count_local_processes(config))]
         return _train_in_process(folder, winner, devices=1, changes=changes)
-    _run_in_subprocess(folder, number, changes)
+    _run_in_subprocess(folder, number, [*val_overrides, *announce(number)])
     return _read_metrics(place)
 
 
@@ -161,6 +160,10 @@ def _read_winner(folder: Path, *, use_val: bool) -> list[str]:
 
 def _make_val_overrides(use_val: bool) -> list[str]:
     return ["train_on_val=true"] if use_val else []
+
+
+def _is_finished(place: Path) -> bool:
+    return (place / "metrics.json").is_file()
 
 
 def _read_metrics(place: Path) -> dict[str, float]:
