@@ -97,6 +97,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments; default: %(default)s")
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
+    parser.add_argument("overrides", nargs="*", help="overrides of tune.py for all sweeps, KEY=VALUE")
     given = parser.parse_args()
     generator = random.Random(given.seed)
     rounds: list[RoundResult] = []
@@ -109,7 +110,7 @@ def main() -> None:
                 min(_MAX_KILLS_PER_ROUND, given.driver_kills - _sum_over_rounds(rounds, "driver_kills")),
                 min(_MAX_KILLS_PER_ROUND, given.worker_kills - _sum_over_rounds(rounds, "worker_kills")),
             )
-            rounds.append(_run_round(Path(folder), len(rounds), generator, left))
+            rounds.append(_run_round(Path(folder), len(rounds), generator, left, given.overrides))
             print(_format_round(rounds[-1]), flush=True)
     totals = {
         name: _sum_over_rounds(rounds, name) for name in ("driver_kills", "worker_kills", "lost", "repeated", "wrong")
@@ -136,10 +137,12 @@ def _format_round(done: RoundResult) -> str:
     )
 
 
-def _run_round(folder: Path, number: int, generator: random.Random, left: tuple[int, int]) -> RoundResult:
-    mode, num_slots, overrides = _ROUNDS[number % len(_ROUNDS)]
+def _run_round(
+    folder: Path, number: int, generator: random.Random, left: tuple[int, int], overrides: Sequence[str]
+) -> RoundResult:
+    mode, num_slots, scheduler = _ROUNDS[number % len(_ROUNDS)]
     done = RoundResult(mode, num_slots, seed=number // len(_ROUNDS))
-    common = [*_SMALL, *overrides, f"sweep.max_concurrent={num_slots}", f"sweep.seed={done.seed}"]
+    common = [*_SMALL, *scheduler, f"sweep.max_concurrent={num_slots}", f"sweep.seed={done.seed}", *overrides]
     if num_slots == 1:
         began = time.monotonic()
         alone = _run_sweep(folder, f"alone_{number}", common, None, RoundResult("", 0, 0), (0, 0))

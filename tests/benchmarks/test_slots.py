@@ -57,7 +57,7 @@ def test_both_sides_train_the_same_and_all_of_it_is_clocked(tmp_path):
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "slots.py")]
     command += ["data.source.num_train=120", "data.source.num_eval=8", "data.image_size=64"]
     command += [f"paths.data={tmp_path}/data", f"paths.packed={tmp_path}/packed", "--output", str(tmp_path / "s.json")]
-    command += ["--num-trials", "3", "--epochs", "2", "--batches", "2", "--slots", "2", "--repeats", "1"]
+    command += ["--num-trials", "3", "--epochs", "2", "--batches", "2", "--slots", "1", "--repeats", "1"]
     command += ["--schedulers", "fifo"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

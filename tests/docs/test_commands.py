@@ -276,7 +276,7 @@ RUNS = {
     "python tune.py": [
         *SMALL,
         *("sweep.name=hands", "sweep.num_trials=2", "sweep.max_epochs=2", "sweep.gpus_per_trial=0"),
-        *("sweep.confirm.top_k=1", "sweep.confirm.seeds=1", "sweep.preflight=off"),
+        *("sweep.confirm.top_k=1", "sweep.confirm.seeds=1", "sweep.preflight=off", "sweep.max_concurrent=1"),
     ],
     "python tune.py sweep.status=": [SWEEP],
     "python tune.py sweep.resume=": [SWEEP, "sweep.num_trials=3"],

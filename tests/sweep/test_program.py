@@ -51,6 +51,7 @@ def swept(start):
         "trainer.accelerator=cpu",
         "sweep.gpus_per_trial=0",
         "sweep.max_concurrent=1",  # one worker imports the libraries
+        "sweep.preflight=off",
     )
     try:
         out, err = process.communicate(timeout=300)
@@ -105,7 +106,7 @@ def test_a_mistake_is_one_sentence_and_status_2(swept, start, monkeypatch, capsy
 @pytest.mark.slow
 def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(start):
     """SIGTERM and SIGKILL in the sweep, Ctrl-C in the retraining; with one trial at a time like one left alone."""
-    common = ["sweep.num_trials=3", "sweep.max_epochs=4", "trainer.max_epochs=30", "sweep.max_concurrent=1"]
+    common = ["sweep.num_trials=3", "sweep.max_epochs=4", "trainer.max_epochs=15", "sweep.max_concurrent=1"]
     common += ["sweep.confirm.top_k=1", "sweep.confirm.seeds=2"]
     common += ["sweep.preflight=off", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "scheduler.mode=promote"]
     alone = start("sweep.name=alone", *common)

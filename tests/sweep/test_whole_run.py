@@ -36,7 +36,7 @@ TINY = [
 ]
 SWEEP = ["search_space=Räume.yaml", "sweep.name=eins", "sweep.num_trials=2", "sweep.max_epochs=1"]
 SWEEP += ["sweep.confirm.top_k=1", "sweep.confirm.seeds=1", "searcher.storage=${oc.env:STUDY_URL}"]
-SWEEP += ["trainer.accelerator=cpu", "sweep.gpus_per_trial=0"]
+SWEEP += ["trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.max_concurrent=1"]
 
 
 class Run(NamedTuple):

@@ -180,6 +180,7 @@ def test_a_point_that_kills_its_worker_is_told_and_the_next_one_has_another(prob
     assert probe_worker.measure_params({"a": 3})[0] != first
 
 
+@pytest.mark.slow
 def test_a_point_that_never_ends_is_told_and_the_next_one_has_another_worker(probe_worker, monkeypatch):
     first, *_ = probe_worker.measure_params({"a": 1})
     with monkeypatch.context() as patch:

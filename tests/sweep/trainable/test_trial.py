@@ -96,6 +96,7 @@ class Epochs(pl.Callback):
 SPACE = "optimizer.lr: tag(log, interval(1e-4, 1e-2))\nmodel.decoder.skips: choice(none, add)"
 
 
+@pytest.mark.slow
 def test_each_trial_of_two_at_a_time_is_reproduced_alone_from_its_row(ray_started, overrides, write_space, tmp_path):
     """Paused at every rung, and promoted from its checkpoint in another worker; constraints are measured before."""
     recipe = TrialRecipe(overrides, [], max_epochs=4, num_threads=1)
