@@ -317,7 +317,13 @@ SHORT_CHANGES: Mapping[str, Overrides] = {
     "one block less": ("model.decoder.depth=2",),
     "half the encoder": ("model.encoder.name=mobilenetv3_small_050",),
     "lcnet_050": ("model.encoder.name=lcnet_050",),
+    "lcnet_075": ("model.encoder.name=lcnet_075",),
     "lcnet_100": ("model.encoder.name=lcnet_100",),
+    "lcnet_050, 64 pixels": ("model.encoder.name=lcnet_050", "data.image_size=64"),
+    "lcnet_050, twice the learning rate": ("model.encoder.name=lcnet_050", "optimizer.lr=0.01"),
+    "lcnet_050, no augmentation": ("model.encoder.name=lcnet_050", "augment=none"),
+    "64 pixels, batches of 32": ("data.image_size=64", "data.batch_size=32"),
+    "64 pixels, batches of 8": ("data.image_size=64", "data.batch_size=8"),
     "twice the learning rate": ("optimizer.lr=0.01",),
     "no augmentation": ("augment=none",),
 }

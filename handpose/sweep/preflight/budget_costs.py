@@ -37,12 +37,12 @@ def estimate_costs(
     """
     gpus, num_slots = slots.total_gpus, slots.num_slots
     slowdown = _SIDE_BY_SIDE if num_slots > 1 and not gpus else 1.0
-    start_s = _EXPERIMENT_S + probed.worker_start_s * slowdown
+    experiment_s = _EXPERIMENT_S + probed.worker_start_s * slowdown
 
     def estimate(make_scheduler: Callable[[], Scheduler], num_trials: int, max_epochs: int) -> Work:
         work = estimate_work(make_scheduler, probed, num_trials=num_trials, max_epochs=max_epochs, num_slots=num_slots)
         slot_s = work.slot_s * slowdown + probed.worker_start_s * num_slots
-        return Work(start_s + work.wall_s * slowdown, slot_s * gpus)
+        return Work(experiment_s + work.wall_s * slowdown, slot_s * gpus)
 
     def estimate_trials(amounts: Amounts) -> Work:
         changed = replace(sweep, num_trials=amounts.num_trials, max_epochs=amounts.max_epochs)

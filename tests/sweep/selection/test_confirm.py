@@ -14,6 +14,7 @@ import yaml
 
 from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo
+from handpose.sweep.budget.stages import ConfirmationBudget
 from handpose.sweep.driver.shutdown import SweepInterruptedError
 from handpose.sweep.record.events import EventLog, SegmentStarted, SweepOpened, TrialSuggested, read_events
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings
@@ -286,13 +287,14 @@ def confirm_table(tmp_path, monkeypatch, write_space):
         log.close()
         confirm_.suggested_params.append(new)
         confirm_.settings.append(sweep)
-        rows = {i: TrialRow(i, params, "complete", 4, {METRIC: i}) for i, params in enumerate(points)}
-        yield TrialTable(METRIC, "min", len(points), 4, rows=rows)
+        trained = points[: confirm_.num_trained]
+        rows = {i: TrialRow(i, params, "complete", 4, {METRIC: i}) for i, params in enumerate(trained)}
+        yield TrialTable(METRIC, "min", len(points), 4, rows=rows, end="finished" if trained == points else "spent")
 
     monkeypatch.setattr(module, "run_sweep", swept)
     settings = make_settings(tmp_path, confirm=ConfirmSettings(top_k=1, seeds=2))
 
-    def confirm_(of, **changes):
+    def confirm_(of, budget=None, **changes):
         return confirm_finalists(
             of,
             sweep=replace(settings, **changes),
@@ -302,9 +304,10 @@ def confirm_table(tmp_path, monkeypatch, write_space):
             trial_function=curve,
             command=str,
             origin={},
+            budget=budget,
         )
 
-    confirm_.suggested_params, confirm_.settings = [], []
+    confirm_.suggested_params, confirm_.settings, confirm_.num_trained = [], [], None
     return confirm_
 
 
@@ -315,6 +318,31 @@ def test_what_confirm_yaml_says_is_returned_and_its_sweep_resumes_the_whole(conf
     assert settings.path == tmp_path / "confirm"
     assert settings.resume_path == tmp_path
     assert (settings.preflight, settings.time_budget_s, settings.num_trials) == ("off", None, 4)
+
+
+BUDGET = ConfirmationBudget(top_k=1, seeds=3, time_s=60.0, gpu_hours=None)
+
+
+def test_a_budget_says_how_many_finalists_and_seeds_and_how_long(confirm_table, tmp_path):
+    found = confirm_table(SWEEP_TABLE, BUDGET)
+    assert len(found["seeds"]) == 3
+    assert confirm_table.settings[0].time_budget_s == 60
+    confirm_table(SWEEP_TABLE, BUDGET)  # its time is counted from now on, as the events of the first one end at 0 s
+    assert confirm_table.settings[1].time_budget_s == 60
+
+
+def test_only_seeds_that_all_were_trained_with_count_if_a_budget_ends_it(confirm_table):
+    confirm_table.num_trained = 5  # the trial and the default with two seeds, and the trial with a third one
+    found = confirm_table(SWEEP_TABLE, BUDGET)
+    assert len(found["seeds"]) == 2
+    assert [len(each["values"]) for each in found["candidates"]] == [2, 2]
+
+
+def test_a_confirmation_that_ends_before_all_have_one_seed_says_so(confirm_table, tmp_path, capsys):
+    confirm_table.num_trained = 1
+    assert confirm_table(SWEEP_TABLE, BUDGET) is None
+    assert "the budget ended it before every candidate was trained with one seed" in capsys.readouterr().out
+    assert not (tmp_path / "confirm" / "confirm.yaml").exists()
 
 
 def test_another_finalist_is_trained_and_what_is_known_is_not_trained_again(confirm_table):

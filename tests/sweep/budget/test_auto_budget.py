@@ -1,0 +1,49 @@
+"""For which sweeps `budget.minutes=auto` is five minutes."""
+
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+
+from handpose.errors import UserError
+from handpose.sweep import budgeted_plan as module
+from handpose.sweep.driver.resume import SweepTask
+from tests.sweep.sweeps import make_settings
+
+
+@pytest.fixture
+def resolve(monkeypatch):
+    def resolved(*given, data="synthetic", **budget):
+        monkeypatch.setattr(module, "list_given_keys", lambda: list(given))
+        values = {"minutes": "auto", "hours": None, "gpu_hours": None, "finish_by": None} | budget
+        task = SweepTask(OmegaConf.create({"budget": values}), [], [], {"data": data}, None)
+        return module.resolve_auto_budget(task).config.budget.minutes
+
+    return resolved
+
+
+def test_a_first_run_has_five_minutes(resolve):
+    assert resolve() == 5
+    assert resolve("sweep.name", "search_space") == 5
+
+
+@pytest.mark.parametrize("key", ["sweep.num_trials", "sweep.max_epochs", "sweep.time_budget_s", "trainer.max_epochs"])
+def test_who_says_how_much_to_train_has_no_budget(resolve, key):
+    assert resolve(key) is None
+
+
+def test_other_data_and_other_budgets_have_none(resolve):
+    assert resolve(data="freihand") is None
+    assert resolve(hours=8.0) is None
+    assert resolve(finish_by="2026-12-04T18:00") is None
+
+
+def test_a_number_of_minutes_is_kept(resolve):
+    assert resolve("sweep.num_trials", minutes=3.0) == 3
+
+
+def test_a_budget_without_the_preflight_is_an_error(tmp_path):
+    clock = SimpleNamespace(describe_limit=lambda: "budget.minutes=5")
+    plan = SimpleNamespace(sweep=make_settings(tmp_path, preflight="off"), clock=clock)
+    with pytest.raises(UserError, match=r"^budget\.minutes=5 needs the preflight, .* leave out sweep\.preflight=off$"):
+        module.plan_within_budget(plan, None)
