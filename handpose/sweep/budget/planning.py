@@ -15,7 +15,7 @@ from typing import NamedTuple
 from handpose.errors import UserError
 
 MIN_TRIALS = 8
-"""Number of trials below which the number of their epochs is reduced first."""
+"""The epochs of a trial are reduced to two before there are fewer trials than this."""
 
 RETRAIN_SHARE = 0.4
 """Smallest part of the time left that is kept for the retraining, unless it needs less."""
@@ -234,7 +234,7 @@ def _reduce(asked: Amounts) -> Iterator[Amounts]:
     if current.top_k > 1:
         current = current._replace(top_k=1)
         yield current
-    for num_trials, max_epochs in ((6, 3), (6, 2), (4, 2), (3, 2), (3, 1), (2, 1)):
+    for num_trials, max_epochs in ((MIN_TRIALS, 2), (6, 2), (4, 2), (3, 2), (3, 1), (2, 1)):
         current = current._replace(
             num_trials=min(current.num_trials, num_trials), max_epochs=min(current.max_epochs, max_epochs)
         )
