@@ -17,7 +17,7 @@ from handpose.errors import UserError
 MIN_TRIALS = 8
 """The epochs of a trial are reduced to two before there are fewer trials than this."""
 
-RETRAIN_SHARE = 0.4
+RETRAIN_SHARE = 0.35
 """Smallest part of the time left that is kept for the retraining, unless it needs less."""
 
 _RETRAIN_SHARE_AFTER_TRIALS = 0.7
