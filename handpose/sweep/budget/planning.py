@@ -17,8 +17,12 @@ from handpose.errors import UserError
 MIN_TRIALS = 8
 """The epochs of a trial are reduced to two before there are fewer trials than this."""
 
-RETRAIN_SHARE = 0.35
+RETRAIN_SHARE = 0.4
 """Smallest part of the time left that is kept for the retraining, unless it needs less."""
+
+SHORT_RETRAIN_SHARE = 0.3
+"""The same for the last plan before there are fewer than `MIN_TRIALS` trials."""
+_SHORT_EPOCHS = 2
 
 _RETRAIN_SHARE_AFTER_TRIALS = 0.7
 _MAX_TRIALS = 100_000
@@ -202,7 +206,8 @@ def _is_acceptable(plan: BudgetPlan, costs: Costs) -> bool:
         return False
     if plan.retrain_epochs >= costs.num_retrain_epochs:
         return True
-    share = plan.left.scale(RETRAIN_SHARE)
+    is_last = (plan.amounts.num_trials, plan.amounts.max_epochs) == (MIN_TRIALS, _SHORT_EPOCHS)
+    share = plan.left.scale(SHORT_RETRAIN_SHARE if is_last else RETRAIN_SHARE)
     return plan.retrain_epochs >= 1 and plan.retrain_epochs >= costs.retrain_epoch.count_fitting(share)
 
 
@@ -234,7 +239,7 @@ def _reduce(asked: Amounts) -> Iterator[Amounts]:
     if current.top_k > 1:
         current = current._replace(top_k=1)
         yield current
-    for num_trials, max_epochs in ((MIN_TRIALS, 2), (6, 2), (4, 2), (3, 2), (3, 1), (2, 1)):
+    for num_trials, max_epochs in ((MIN_TRIALS, _SHORT_EPOCHS), (6, 2), (4, 2), (3, 2), (3, 1), (2, 1)):
         current = current._replace(
             num_trials=min(current.num_trials, num_trials), max_epochs=min(current.max_epochs, max_epochs)
         )

@@ -9,6 +9,7 @@ from handpose.errors import UserError
 from handpose.sweep.budget.planning import (
     MIN_TRIALS,
     RETRAIN_SHARE,
+    SHORT_RETRAIN_SHARE,
     Amounts,
     Costs,
     Work,
@@ -79,6 +80,14 @@ def test_the_plan_fits_and_the_retraining_has_its_share(left_s):
     chosen = plan(left_s, num_retrain_epochs=10**6)
     assert chosen.trials.wall_s + chosen.confirmation.wall_s + chosen.retraining.wall_s == pytest.approx(left_s)
     assert chosen.retraining.wall_s >= RETRAIN_SHARE * left_s
+
+
+def test_eight_trials_are_kept_at_the_expense_of_the_retraining_down_to_its_smallest_share():
+    # 8 x 2 epochs of trials and 2 x 2 of the confirmation
+    chosen = plan(30.0)
+    assert chosen.amounts == Amounts(num_trials=MIN_TRIALS, max_epochs=2, top_k=1, seeds=1)
+    assert SHORT_RETRAIN_SHARE * 30 <= chosen.retraining.wall_s < RETRAIN_SHARE * 30
+    assert plan(28.0).amounts.num_trials < MIN_TRIALS
 
 
 def test_the_values_of_the_user_are_kept():
