@@ -30,13 +30,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import optuna  # noqa: E402
 import pytorch_lightning as pl  # noqa: E402
 
 from benchmarks.result_files import describe_machine  # noqa: E402
-from handpose.config import compose, quote_override, to_plain_values  # noqa: E402
+from benchmarks.slots import list_proposals  # noqa: E402
+from handpose.config import compose, quote_override  # noqa: E402
 from handpose.resources import count_cores  # noqa: E402
-from handpose.search.space import Params, Space, find_default_point, flatten_config, load_space  # noqa: E402
+from handpose.search.space import Params  # noqa: E402
 from handpose.sweep.trainable.trial import add_param_overrides  # noqa: E402
 from handpose.training.fit import RunFolders, fit  # noqa: E402
 
@@ -116,21 +116,16 @@ def main() -> None:
     if given.root is not None:
         overrides.append(quote_override("data.root", str(given.root.resolve())))
     file = CURVES / f"{given.name}.jsonl"
-    trainings = list_trainings(load_space(recording.space), overrides, given.num or recording.num)
+    trainings = list_trainings(recording.space, overrides, given.num or recording.num)
     missing = _find_missing(file, trainings)
     if not file.exists():
         _append(file, _describe(recording))
     _record(file, missing, overrides, num_jobs=given.jobs, num_before=len(trainings) - len(missing))
 
 
-def list_trainings(space: Space, overrides: Sequence[str], num: int) -> list[Training]:
+def list_trainings(space: str, overrides: Sequence[str], num: int) -> list[Training]:
     """List the trainings in the order in which they are recorded. A larger `num` only adds further ones."""
-    config = compose("train", list(overrides))
-    default = find_default_point(space, flatten_config(to_plain_values(config)))
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [default] if default is not None else []
-    while len(drawn) < num:
-        drawn.append(space.sample(study.ask()))
+    drawn = list_proposals([*overrides, f"search_space={space}", "searcher=random", f"sweep.num_trials={num}"])
     return [
         Training(number, params, seed)
         for number, params in enumerate(drawn)

@@ -39,6 +39,7 @@ from benchmarks.sweeps import ON_CPU, MeasuredSweep, Side, make_data, measure_sw
 from handpose.config import compose, to_plain_values  # noqa: E402
 from handpose.resources import count_cores  # noqa: E402
 from handpose.search.space import Params, flatten_config, load_space  # noqa: E402
+from handpose.sweep.audit.audit import compose_choices  # noqa: E402
 
 _SIDES: tuple[Side, ...] = get_args(Side)
 
@@ -114,7 +115,7 @@ def list_proposals(overrides: Sequence[str]) -> list[Params]:
             mode=sweep.target.mode,
             max_epochs=sweep.max_epochs,
             seed=sweep.seed,
-            defaults=flatten_config(to_plain_values(config)),
+            defaults=flatten_config(to_plain_values(config)) | compose_choices(overrides),
         )
         with contextlib.closing(searcher):
             return [searcher.suggest(number) for number in range(sweep.num_trials)]
