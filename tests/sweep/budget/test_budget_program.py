@@ -17,6 +17,8 @@ from tests.sweep.trainable.test_trial import SMALL
 
 pytestmark = pytest.mark.slow
 
+GIVEN = [*SMALL, "data.root=freihand", "trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "ray.num_cpus=1"]
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -33,15 +35,7 @@ def start(place, *overrides):
 @pytest.fixture(scope="module")
 def killed(place):
     """The seconds that a sweep had used when it was killed in its confirmation, and its folder."""
-    given = [
-        *SMALL,
-        "data.root=freihand",
-        "trainer.accelerator=cpu",
-        "sweep.gpus_per_trial=0",
-        "sweep.name=timed",
-        "ray.num_cpus=1",
-    ]
-    process = start(place, *given, "budget.minutes=4", "sweep.num_trials=3", "sweep.max_epochs=2")
+    process = start(place, *GIVEN, "sweep.name=timed", "budget.minutes=4", "sweep.num_trials=3", "sweep.max_epochs=2")
     file = place / "outputs/sweeps/timed/budget.json"
     while not (file.is_file() and "confirmation" in json.loads(file.read_text())["seconds"]):
         assert process.poll() is None, process.communicate()
@@ -77,15 +71,9 @@ def test_the_resumed_sweep_counts_the_time_before_and_ends_with_predictions(kill
 
 
 def test_what_cannot_fit_is_refused_before_a_trial_is_trained(place):
-    given = [
-        *SMALL,
-        "data.root=freihand",
-        "trainer.accelerator=cpu",
-        "sweep.gpus_per_trial=0",
-        "sweep.name=huge",
-        "ray.num_cpus=1",
-    ]
-    process = start(place, *given, "budget.minutes=2", "sweep.num_trials=5000", "sweep.max_epochs=100")
+    process = start(
+        place, *GIVEN, "sweep.name=huge", "budget.minutes=2", "sweep.num_trials=5000", "sweep.max_epochs=100"
+    )
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "error: budget.minutes=2 leaves" in err

@@ -314,6 +314,7 @@ def test_the_costs_of_a_sweep_are_sums_that_can_be_checked(run_paper_preflight):
     told = run_paper_preflight(lambda params: cost)
     assert "a trial     about 7 min" in told  # 397 s
     assert f"8 trials in 2 slots: {8 * 397 / 3600:.2g} slot-hours, {4 * 397 / 60:.0f} min\n" in told
+    assert "with it" not in told
     halved = run_paper_preflight(lambda params: cost, rule=make_asha(4, grace_period=1, reduction_factor=100))
     assert "min with it" in halved
 
