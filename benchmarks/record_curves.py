@@ -9,9 +9,9 @@ few hands, 27 epochs. The first configuration is the default one; the others are
 of that name in search_spaces/ (photographs: recipe). A few of them are trained with further seeds, which shows how much
 of a difference is chance.
 
-Each training is a line in benchmarks/curves/NAME.jsonl: its parameters, seed, all validation metrics and the seconds of
-each epoch. A training that diverges has the epochs before. The first line of the file states the conditions. Each
-training uses one core, and --jobs of them run at a time. An interrupted recording continues; with a larger --num it
+Each training is a line in benchmarks/curves/NAME.jsonl: its parameters, seed, all validation metrics and the processor
+seconds of each epoch, which other programs on the machine hardly change. A training that diverges has the epochs
+before. The first line of the file states the conditions. Each training uses one core, and --jobs of them run at a time. An interrupted recording continues; with a larger --num it
 records further configurations.
 """
 
@@ -84,7 +84,7 @@ class Training(NamedTuple):
 
 
 class _CurveRecorder(pl.Callback):
-    """Keeps the validation metrics and the seconds of each epoch, the validation included."""
+    """Keeps the validation metrics and the processor seconds of each epoch, the validation included."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, list[float]] = {}
@@ -92,13 +92,13 @@ class _CurveRecorder(pl.Callback):
         self._began = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._began = time.perf_counter()
+        self._began = time.process_time()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, value in trainer.callback_metrics.items():
             if name.startswith("val/"):
                 self.metrics.setdefault(name, []).append(float(value))
-        self.seconds.append(time.perf_counter() - self._began)
+        self.seconds.append(time.process_time() - self._began)
 
 
 def main() -> None:
@@ -205,7 +205,7 @@ def _describe(recording: Recording) -> dict[str, Any]:
         "max_epochs": _EPOCHS,
         "date": time.strftime("%Y-%m-%d"),
         "machine": describe_machine(),
-        "seconds": "of each epoch on one core, the validation included; the machine was shared",
+        "seconds": "processor seconds of each epoch, the validation included",
     }
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +26,8 @@ from handpose.search.space import load_space
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.driver.resume import _CHANGEABLE_KEYS
 from tests.docs.pages import PAGES, Command, find_commands, find_files, read_page
+from tests.programs import command_line
+from tests.test_utf8 import ASCII
 
 PLACEHOLDERS = {
     "best=FILE": "best=outputs/sweeps/hands/best.yaml",
@@ -292,24 +293,25 @@ RUNS = {
 
 
 @pytest.mark.slow
-def test_a_sweep_and_what_a_reader_does_with_it_run_in_small(folder):
-    shutil.rmtree(folder / "outputs", ignore_errors=True)
-    environment = {key: value for key, value in os.environ.items() if key not in ("DIR_SCRATCH", "MP_DATA")}
+def test_a_sweep_and_what_a_reader_does_with_it_run_in_small_in_an_ascii_locale(tmp_path):
+    """The commands run one after another in a process that imports the libraries once."""
+    folder = tmp_path / "Größe"
+    folder.mkdir()
+    documented = [" ".join(command.words).removeprefix(".venv/bin/") for command in COMMANDS]
+    commands = []
     for beginning, (first, *more) in RUNS.items():
-        documented = [" ".join(command.words).removeprefix(".venv/bin/") for command in COMMANDS]
         assert any(line.startswith(beginning) for line in documented), f"no page has a command {beginning}"
         joined = f"{beginning}{first}" if beginning.endswith("=") else f"{beginning} {first}"
         _, *words = joined.split()
         words = [str(REPOSITORY / word) if word in ("tune.py", "train.py") else word for word in words]
-        done = subprocess.run(
-            [sys.executable, *words, *more],
-            cwd=folder,
-            env=environment | {"PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{joined}: {done.stdout}\n{done.stderr}"
+        commands.append([*words, *more])
+    names = ("LC_", "LANG", "PYTHONUTF8", "DIR_SCRATCH", "MP_DATA")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+    environment |= {"PYTHONPATH": str(REPOSITORY)} | ASCII
+    done = subprocess.run(command_line(*commands), cwd=folder, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode("utf-8")
+    shown = done.stdout.decode("utf-8").split("\f\n")[1]
+    assert "2/2 trials" in shown
     for name in ("report.html", "retrain/metrics.json", "retrain/checkpoints/evaluation-val/evaluation.json"):
         assert (folder / SWEEP / name).is_file()
     assert (folder / "hand.onnx").is_file()

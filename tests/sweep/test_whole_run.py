@@ -1,4 +1,4 @@
-"""tune.py from the first trial to the report, once in each locale: what it leaves, and what it lets nobody see.
+"""tune.py from the first trial to the report, in the locale Latin-1: what it leaves, and what it lets nobody see.
 
 Its environment has secrets and an empty home folder and, where that is allowed, no network.
 """
@@ -22,7 +22,6 @@ from tests.builders import SMALL, write_freihand
 from tests.programs import command_line
 from tests.sweep.test_secrets import PLANTED, SECRETS, list_files_with_secrets, list_processes_with_secrets
 from tests.test_home import OF_RAY, environment, list_files, make_offline_command
-from tests.test_utf8 import ASCII
 
 pytestmark = pytest.mark.slow
 
@@ -67,16 +66,15 @@ class Run(NamedTuple):
         return self.place / "outputs" / "sweeps" / "eins"
 
 
-@pytest.fixture(scope="module", params=["latin_1", "ascii"])
-def run(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def run(latin_1, tmp_path_factory):
     root = tmp_path_factory.mktemp("whole")
     place = root / "Größe"
     write_freihand(place / "Hände", num_poses=24, variants=1, num_test=6, size=64)
     (place / "Räume.yaml").write_text("# Größe des Netzes\nmodel.decoder.depth: range(1, 3)\n", encoding="utf-8-sig")
     (root / "study").mkdir()
     url = f"sqlite:///{root / 'study' / 'study.db'}?uri=true&password={SECRETS['STUDY_URL']}"
-    locale = request.getfixturevalue("latin_1") if request.param == "latin_1" else ASCII
-    variables = environment(root / "home") | locale | SECRETS | {"STUDY_URL": url, "DIR_SCRATCH": "outputs"}
+    variables = environment(root / "home") | latin_1 | SECRETS | {"STUDY_URL": url, "DIR_SCRATCH": "outputs"}
     command = [*make_offline_command(), sys.executable, str(REPOSITORY / "tune.py"), *TINY, *SWEEP]
     secrets, num_looks = set(), 0
     # Sockets lie in the folder for temporary files, whose paths have 107 characters.

@@ -1,0 +1,166 @@
+"""Compare search methods: the slot-seconds until a target is reached, on surrogates of recorded trainings.
+
+    python benchmarks/search.py --output benchmarks/results/search.json
+    python benchmarks/search.py --spaces default --methods "random" "ASHA + TPE" --slots 16 --seeds 20
+
+Every method searches the same surrogate (benchmarks/curve_surrogate.py) on a simulated clock. Slots train trials epoch
+by epoch; an epoch costs the predicted processor seconds of the configuration, and each start or resumption of a trial
+--start-seconds before. Cost is in slot-seconds: the time on the clock multiplied by the number of slots, whether they
+are busy or idle.
+
+The loss that a method sees has the differences between seeds. It is judged by the loss without them: a target is
+reached when a trial's loss, without the noise, is at most that of the best of 100 (or 400) fully trained random
+configurations at their last epoch. Regret after a budget is that of the pick, the best reported value at the largest
+number of epochs, relative to the best of 20,000 random configurations: the difference of the logarithms.
+
+A method that does not reach a target within --max-trainings full trainings counts with that cost, so that its figures
+are lower bounds; the table has how often it did. `oracle` begins with the best of 20,000 configurations and trains it
+to its end: nobody can be faster by more than what a better configuration gains.
+
+Ratios are geometric means over seeds, with 95 % bootstrap intervals. They describe the chance of the search and of the
+seeds of the trainings, not other data sets.
+"""
+
+import argparse
+import contextlib
+import heapq
+import itertools
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.asha_modes import compute_mean  # noqa: E402
+from benchmarks.curve_surrogate import CurveSurrogate, read_curves  # noqa: E402
+from benchmarks.record_curves import CURVES, RECORDINGS  # noqa: E402
+from benchmarks.result_files import write_results  # noqa: E402
+from benchmarks.search_methods import METHODS, Method, Task  # noqa: E402
+from handpose.resources import count_cores  # noqa: E402
+from handpose.search.points import draw_trial  # noqa: E402
+from handpose.search.space import Params, Space, load_space  # noqa: E402
+
+BASELINE = "Ray: ASHA + OptunaSearch"
+_NUM_REFERENCE = 20_000
+_TARGETS = (100, 400)
+
+
+class World:
+    """What is searched: a space, and the surrogate of its trainings.
+
+    Args:
+        name: name of the recording.
+
+    Attributes:
+        space: the search space.
+        surrogate: predicts the curves.
+        targets: number of random configurations -> the least loss of so many at the last epoch, the median over draws.
+        best: the least loss of all reference configurations, and its parameters.
+        mean_training_s: mean processor seconds of a full training of a random configuration.
+    """
+
+    def __init__(self, name: str) -> None:
+        from optuna.samplers import RandomSampler
+
+        recording = RECORDINGS[name]
+        self.name, self.overrides = name, tuple(recording.overrides)
+        self.space: Space = load_space(recording.space)
+        self.surrogate = CurveSurrogate(read_curves(CURVES / f"{name}.jsonl"))
+        sampler = RandomSampler(seed=0)
+        drawn = [draw_trial(self.space, sampler)[1] for _ in range(_NUM_REFERENCE)]
+        last = np.concatenate([self.surrogate.predict(drawn[k : k + 1000])[:, -1] for k in range(0, len(drawn), 1000)])
+        rng = np.random.default_rng(0)
+        self.targets = {num: float(np.median(rng.choice(last, (2000, num)).min(1))) for num in _TARGETS}
+        self.best = float(last.min())
+        self.best_params = drawn[int(last.argmin())]
+        seconds = self.surrogate.predict_epoch_seconds(drawn[:2000])
+        self.mean_training_s = float(seconds.mean()) * self.surrogate.num_epochs
+
+
+class Course(NamedTuple):
+    """A simulated search.
+
+    Attributes:
+        costs: target -> slot-seconds until it was reached; infinite if it was not.
+        regrets: budget in full trainings -> regret of the pick.
+        num_trials: number of trials that were started.
+        decision_s: mean seconds that the method took for a proposal or decision.
+    """
+
+    costs: Mapping[int, float]
+    regrets: Mapping[float, float]
+    num_trials: int
+    decision_s: float
+
+
+def simulate(
+    world: World, method: Method, *, num_slots: int, start_s: float, seed: int, max_trainings: float
+) -> Course:
+    """Run a method until the hardest target is reached, and at least as long as the largest budget lasts."""
+    num_epochs = world.surrogate.num_epochs
+    budgets = [budget for budget in (5, 10, 20, 40) if budget <= max_trainings]
+    limit_s = max_trainings * world.mean_training_s / num_slots
+    trials: dict[Any, _Trial] = {}
+    running: list[tuple[float, int, Any]] = []
+    costs = dict.fromkeys(world.targets, math.inf)
+    regrets: dict[float, float] = {}
+    order, clock, spent_s, num_calls = itertools.count(), 0.0, 0.0, 0
+    pick: tuple[int, float, float] = (0, -math.inf, math.inf)  # epochs, -loss, regret at the last epoch
+    num_free = num_slots
+    while clock < limit_s:
+        while num_free:
+            began = time.perf_counter()
+            found = method.next_trial()
+            spent_s, num_calls = spent_s + time.perf_counter() - began, num_calls + 1
+            if found is None:
+                break
+            name, params = found
+            if params is not None:
+                trials[name] = _Trial.start(world, params, np.random.default_rng([seed, len(trials)]))
+            num_free -= 1
+            heapq.heappush(running, (clock + start_s + trials[name].epoch_s, next(order), name))
+        if not running:
+            break
+        clock, _, name = heapq.heappop(running)
+        trial = trials[name]
+        for budget in budgets:
+            if clock * num_slots > budget * world.mean_training_s and budget not in regrets:
+                regrets[budget] = pick[2]
+        trial.epochs += 1
+        loss, true = trial.losses[trial.epochs - 1], trial.means[trial.epochs - 1]
+        for target, value in world.targets.items():
+            if true <= value and math.isinf(costs[target]):
+                costs[target] = clock * num_slots
+        if math.isfinite(loss):
+            pick = max(pick, (trial.epochs, -loss, math.log(trial.means[-1] / world.best)))
+        began = time.perf_counter()
+        decision = method.report(name, trial.epochs, float(loss))
+        spent_s, num_calls = spent_s + time.perf_counter() - began, num_calls + 1
+        if decision == "continue" and trial.epochs < num_epochs and math.isfinite(loss):
+            heapq.heappush(running, (clock + trial.epoch_s, next(order), name))
+        else:
+            num_free += 1
+        if len(regrets) == len(budgets) and not any(map(math.isinf, costs.values())):
+            break
+    for budget in budgets:
+        regrets.setdefault(budget, pick[2])
+    return Course(costs, regrets, len(trials), spent_s / max(num_calls, 1))
+
+
+class _Trial:
+    def __init__(self, means: np.ndarray, losses: np.ndarray, epoch_s: float) -> None:
+        self.means, self.losses, self.epoch_s, self.epochs = means, losses, epoch_s, 0
+
+    @classmethod
+    def start(cls, world: World, params: Params, rng: np.random.Generator) -> "_Trial":
+        means = world.surrogate.predict([params])[0]
+        return cls(means, means * world.surrogate.draw_noise(rng), world.surrogate.predict_epoch_seconds([params])[0])

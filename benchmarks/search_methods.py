@@ -1,0 +1,166 @@
+"""Search methods behind one interface, for benchmarks/search.py: ours, and those of other packages through their own.
+
+A method is asked for the trial that a free slot runs next, and informed of each epoch. What the packages decide
+themselves (which trial starts, pauses, resumes or stops) is left to them.
+"""
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from benchmarks.curve_surrogate import LOSS
+from handpose.config import compose, to_plain_values
+from handpose.schedulers.scheduler import Scheduler
+from handpose.search.searcher import Searcher, TrialSnapshot
+from handpose.search.space import Params, Space, flatten_config, load_space
+
+Decision = Literal["continue", "pause", "stop"]
+
+
+class Task(NamedTuple):
+    """What a method searches.
+
+    Attributes:
+        space: the search space.
+        defaults: the overrides of every training, which give the default configuration.
+        max_epochs: epochs of a complete trial.
+        num_slots: number of trials at a time.
+        seed: the seed of the method.
+    """
+
+    space: Space
+    overrides: tuple[str, ...]
+    max_epochs: int
+    num_slots: int
+    seed: int
+
+
+class Method(Protocol):
+    """A search method. Trials have any hashable name."""
+
+    def next_trial(self) -> tuple[Any, Params | None] | None:
+        """Return the trial that a free slot runs: its name, and its parameters if it is new; None to wait."""
+
+    def report(self, trial: Any, epoch: int, loss: float) -> Decision:
+        """Decide after an epoch. The loss is infinite if the training diverged; then the trial ends in any case."""
+
+    def close(self) -> None:
+        """Release resources."""
+
+
+class OurMethod:
+    """A scheduler and a searcher of this project, as configs/scheduler and configs/searcher make them.
+
+    Args:
+        task: what is searched.
+        choices: overrides that select them.
+    """
+
+    def __init__(self, task: Task, *choices: str) -> None:
+        from hydra.utils import instantiate
+
+        from handpose.schema import bind_arguments
+
+        config = compose("tune", [*task.overrides, *choices, f"sweep.max_epochs={task.max_epochs}"])
+        self._max_epochs = task.max_epochs
+        self._folder = tempfile.TemporaryDirectory()
+        common = {"space": task.space, "max_epochs": task.max_epochs, "seed": task.seed}
+        self._scheduler: Scheduler = bind_arguments(instantiate(config.scheduler), num_objectives=1, **common)()
+        self._searcher: Searcher = bind_arguments(
+            instantiate(config.searcher),
+            folder=Path(self._folder.name),
+            name="search",
+            metric=LOSS,
+            mode="min",
+            repeats=False,
+            defaults=flatten_config(to_plain_values(config)),
+            **common,
+        )()
+        self._snapshots: dict[int, TrialSnapshot] = {}
+
+    def next_trial(self) -> tuple[int, Params | None] | None:
+        start = self._scheduler.choose_trial_to_resume(can_start_trial=True)
+        if start is not None:
+            self._scheduler.on_trial_resume(start)
+            self._update(start.trial, state="running")
+            return start.trial, None
+        number = len(self._snapshots)
+        params = self._searcher.suggest(number)
+        if params is None:
+            return None
+        self._snapshots[number] = TrialSnapshot(number, "running", params, {})
+        self._scheduler.on_trial_start(number, params)
+        self._searcher.on_trial_update(self._snapshots[number])
+        return number, params
+
+    def report(self, trial: int, epoch: int, loss: float) -> Decision:
+        values = {**self._snapshots[trial].values, epoch: loss}
+        if not math.isfinite(loss):
+            self._scheduler.on_trial_end(trial)
+            self._update(trial, values=values, state="diverged")
+            return "stop"
+        decision = self._scheduler.on_trial_result(trial, epoch, loss)
+        if epoch >= self._max_epochs:
+            self._update(trial, values=values, state="complete")
+            return "stop"
+        states = {"continue": "running", "pause": "paused", "stop": "stopped"}
+        self._update(trial, values=values, state=states[decision])
+        return decision
+
+    def close(self) -> None:
+        self._searcher.close()
+        self._folder.cleanup()
+
+    def _update(self, number: int, **changes: Any) -> None:
+        self._snapshots[number] = self._snapshots[number]._replace(**changes)
+        self._searcher.on_trial_update(self._snapshots[number])
+
+
+class _RayTrial:
+    """What Ray's schedulers read of a trial."""
+
+    def __init__(self, trial_id: str, config: Params, scheduler: Any) -> None:
+        self.trial_id, self.config = trial_id, config
+        self.status = "RUNNING"
+        self.last_result: dict[str, Any] = {}
+        self.stopping_criterion = {"training_iteration": math.inf}
+
+
+class RayMethod:
+    """Ray's ASHAScheduler and OptunaSearch, with their documented defaults but for the epochs, informed as by Tune."""
+
+    def __init__(self, task: Task) -> None:
+        from ray.tune.schedulers import ASHAScheduler
+        from ray.tune.search.optuna import OptunaSearch
+
+        self._searcher = OptunaSearch(task.space.sample, metric=LOSS, mode="min", seed=task.seed)
+        self._scheduler = ASHAScheduler(
+            metric=LOSS, mode="min", max_t=task.max_epochs, grace_period=1, reduction_factor=3
+        )
+        self._max_epochs = task.max_epochs
+        self._trials: dict[str, _RayTrial] = {}
+
+    def next_trial(self) -> tuple[str, Params | None] | None:
+        name = str(len(self._trials))
+        params = self._searcher.suggest(name)
+        if params is None:
+            return None
+        self._trials[name] = _RayTrial(name, params, self._scheduler)
+        self._scheduler.on_trial_add(None, self._trials[name])
+        return name, params
+
+    def report(self, trial: str, epoch: int, loss: float) -> Decision:
+        result = {LOSS: loss, "training_iteration": epoch}
+        decision = self._scheduler.on_trial_result(None, self._trials[trial], result)
+        self._searcher.on_trial_result(trial, result)
+        if decision == "CONTINUE" and epoch < self._max_epochs and math.isfinite(loss):
+            return "continue"
+        self._scheduler.on_trial_complete(None, self._trials[trial], result)
+        self._searcher.on_trial_complete(trial, result)
+        return "stop"
+
+    def close(self) -> None:
+        """Do nothing: there are no resources."""
