@@ -61,7 +61,7 @@ def main() -> None:
         row = _measure(minutes, busy, given.overrides, kills=rng if given.kill else None)
         rows.append(row)
         print("  ".join(f"{_format(row[name]):>14}" for name in _COLUMNS), flush=True)
-    write_results(given.output, {"runs": rows})
+        write_results(given.output, {"runs": rows})
 
 
 def _measure(minutes: float, busy: int, overrides: Sequence[str], *, kills: random.Random | None) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def simulate(
 ) -> Course:
     """Run a method until the hardest target is reached, and at least as long as the largest budget lasts."""
     num_epochs = world.surrogate.num_epochs
-    budgets = [budget for budget in (5, 10, 20, 40) if budget <= max_trainings]
+    budgets = [budget for budget in (5, 10, 20) if budget <= max_trainings]
     limit_s = max_trainings * world.mean_training_s / num_slots
     trials: dict[Any, _Trial] = {}
     running: list[tuple[float, int, Any]] = []
@@ -164,3 +164,106 @@ class _Trial:
     def start(cls, world: World, params: Params, rng: np.random.Generator) -> "_Trial":
         means = world.surrogate.predict([params])[0]
         return cls(means, means * world.surrogate.draw_noise(rng), world.surrogate.predict_epoch_seconds([params])[0])
+
+
+# --- runs and results -------------------------------------------------------------------------------------------------
+
+
+_worlds: list[World] = []  # of a worker process
+
+
+def run_once(name: str, num_slots: int, seed: int, given: argparse.Namespace) -> Course:
+    """Simulate one search of one method, in a worker process."""
+    world = _worlds[0]
+    task = Task(world.space, world.overrides, world.surrogate.num_epochs, num_slots, seed)
+    with contextlib.closing(METHODS[name](task, world)) as method:
+        return simulate(
+            world,
+            method,
+            num_slots=num_slots,
+            start_s=given.start_seconds,
+            seed=seed,
+            max_trainings=given.max_trainings,
+        )
+
+
+def summarise(courses: Mapping[str, Sequence[Course]], limit_slot_s: float) -> dict[str, Any]:
+    """Return the figures of each method: costs of the targets, their ratios to the baseline, and regrets."""
+    rows: dict[str, Any] = {}
+    for name, runs in courses.items():
+        row: dict[str, Any] = {"seeds": len(runs), "decision_s": statistics.mean(run.decision_s for run in runs)}
+        for target in _TARGETS:
+            costs = [min(run.costs[target], limit_slot_s) for run in runs]
+            row[f"target_{target}"] = {
+                "reached": sum(math.isfinite(run.costs[target]) for run in runs),
+                "slot_s": statistics.median(costs),
+                "over_baseline": _compute_ratio(costs, courses.get(BASELINE), target, limit_slot_s),
+                "costs": [round(cost, 1) for cost in costs],
+            }
+        row["regret"] = {budget: statistics.mean(run.regrets[budget] for run in runs) for budget in runs[0].regrets}
+        row["trials"] = statistics.mean(run.num_trials for run in runs)
+        rows[name] = row
+    return rows
+
+
+def _compute_ratio(
+    costs: Sequence[float], baseline: Sequence[Course] | None, target: int, limit_slot_s: float
+) -> tuple[float, float, float] | None:
+    if baseline is None:
+        return None
+    others = [min(run.costs[target], limit_slot_s) for run in baseline]
+    logs = [math.log(cost / other) for cost, other in zip(costs, others, strict=False)]
+    return compute_mean(logs, transform=np.exp)
+
+
+def format_table(space: str, num_slots: int, rows: Mapping[str, Any]) -> str:
+    """Format the figures of a space and a number of slots."""
+    budgets = list(next(iter(rows.values()))["regret"])
+    heads = [*("reached", "slot-s", "x baseline"), *("reached", "slot-s", "x baseline")]
+    heads += [f"regret {budget}" for budget in budgets] + ["trials", "s/decision"]
+    lines = [f"{f'{space}, {num_slots} slots':34}" + "".join(f"{head:>18}" for head in heads)]
+    for name, row in rows.items():
+        cells = []
+        for target in _TARGETS:
+            found = row[f"target_{target}"]
+            ratio = found["over_baseline"]
+            cells += [f"{found['reached']}/{row['seeds']}", f"{found['slot_s']:.0f}"]
+            cells.append("-" if ratio is None else f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]")
+        cells += [f"{row['regret'][budget]:.3f}" for budget in budgets]
+        cells += [f"{row['trials']:.0f}", f"{row['decision_s']:.4f}"]
+        lines.append(f"{name:34}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Simulate every method on every space with every number of slots, and print a table for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spaces", nargs="+", default=list(RECORDINGS), choices=RECORDINGS, help="recordings")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="methods; default: all")
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of slots")
+    parser.add_argument("--seeds", type=int, default=100, help="searches of each method; default: %(default)s")
+    parser.add_argument("--start-seconds", type=float, default=1.0, help="seconds to start or resume a trial")
+    parser.add_argument("--max-trainings", type=float, default=100.0, help="end of a search, in full trainings")
+    parser.add_argument("--jobs", type=int, default=count_cores(), help="searches at a time; default: one per core")
+    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
+    given = parser.parse_args()
+    results: dict[str, Any] = {}
+    for space in given.spaces:
+        world = World(space)
+        limit_s = given.max_trainings * world.mean_training_s
+        with ProcessPoolExecutor(given.jobs, initializer=_worlds.append, initargs=(world,)) as pool:
+            for num_slots in given.slots:
+                run = partial(run_once, num_slots=num_slots, given=given)
+                found = {
+                    name: [pool.submit(run, name, seed=seed) for seed in range(given.seeds)] for name in given.methods
+                }
+                courses = {name: [each.result() for each in futures] for name, futures in found.items()}
+                rows = summarise(courses, limit_s)
+                results.setdefault(space, {})[num_slots] = rows
+                print(format_table(space, num_slots, rows), flush=True)
+    settings = {name: value for name, value in vars(given).items() if name not in ("output", "jobs")}
+    write_results(given.output, {"settings": settings, "spaces": results})
+
+
+if __name__ == "__main__":
+    main()

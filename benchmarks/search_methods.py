@@ -19,6 +19,9 @@ from handpose.search.space import Params, Space, flatten_config, load_space
 
 Decision = Literal["continue", "pause", "stop"]
 
+_MEMORY = Path("/dev/shm")
+"""A folder in memory: the study is a file that is synchronised after every report."""
+
 
 class Task(NamedTuple):
     """What a method searches.
@@ -66,7 +69,7 @@ class OurMethod:
 
         config = compose("tune", [*task.overrides, *choices, f"sweep.max_epochs={task.max_epochs}"])
         self._max_epochs = task.max_epochs
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None)
         common = {"space": task.space, "max_epochs": task.max_epochs, "seed": task.seed}
         self._scheduler: Scheduler = bind_arguments(instantiate(config.scheduler), num_objectives=1, **common)()
         self._searcher: Searcher = bind_arguments(
@@ -164,3 +167,55 @@ class RayMethod:
 
     def close(self) -> None:
         """Do nothing: there are no resources."""
+
+
+class OptunaMethod:
+    """Optuna's TPE with its HyperbandPruner, as its documentation combines them; constant_liar for parallel trials."""
+
+    def __init__(self, task: Task) -> None:
+        import optuna
+
+        self._space, self._max_epochs = task.space, task.max_epochs
+        pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=task.max_epochs, reduction_factor=3)
+        sampler = optuna.samplers.TPESampler(seed=task.seed, constant_liar=True)
+        self._study = optuna.create_study(sampler=sampler, pruner=pruner)
+        self._trials: dict[int, Any] = {}
+
+    def next_trial(self) -> tuple[int, Params | None] | None:
+        trial = self._study.ask()
+        self._trials[trial.number] = trial
+        return trial.number, self._space.sample(trial)
+
+    def report(self, trial: int, epoch: int, loss: float) -> Decision:
+        import optuna
+
+        asked = self._trials[trial]
+        if not math.isfinite(loss):
+            self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            return "stop"
+        asked.report(loss, epoch)
+        if epoch >= self._max_epochs:
+            self._study.tell(asked, loss)
+            return "stop"
+        if asked.should_prune():
+            self._study.tell(asked, state=optuna.trial.TrialState.PRUNED)
+            return "stop"
+        return "continue"
+
+    def close(self) -> None:
+        """Do nothing: the study is in memory."""
+
+
+def _make_ours(*choices: str) -> Callable[[Task, Any], Method]:
+    return lambda task, world: OurMethod(task, *choices)
+
+
+METHODS: Mapping[str, Callable[[Task, Any], Method]] = {
+    "random": _make_ours("scheduler=fifo", "searcher=random"),
+    "ASHA + random": _make_ours("scheduler=asha", "searcher=random"),
+    "ASHA + TPE": _make_ours("scheduler=asha", "searcher=tpe"),
+    "ASHA promote + TPE": _make_ours("scheduler=asha", "scheduler.mode=promote", "searcher=tpe"),
+    "Ray: ASHA + OptunaSearch": lambda task, world: RayMethod(task),
+    "Optuna: Hyperband + TPE": lambda task, world: OptunaMethod(task),
+}
+"""Name -> makes the method."""

@@ -56,7 +56,8 @@ of their node instead.
 def start_ray(cluster: RaySettings) -> Iterator[None]:
     """Run Ray, without its noise, within the block. A Ray that already runs is used and stays running.
 
-    A Ray that is started here admits only processes that have the token, and has its own folder.
+    A Ray that is started here admits only processes that have the token, and has its own folder. Its workers have the
+    usual priority, unless RAY_worker_niceness is set.
 
     Args:
         cluster: which cluster to use.
@@ -76,6 +77,8 @@ def start_ray(cluster: RaySettings) -> Iterator[None]:
             settings["_memory"] = compute_trial_memory(measure_memory())
             settings["_temp_dir"] = str(stack.enter_context(make_private_folder()))
             ensure_token(os.environ, home=find_home_folder())
+            # Ray's default of 15 leaves a worker a thirtieth of a core beside other programs that compute.
+            stack.enter_context(set_ray_environment(RAY_worker_niceness="0"))
         _init_ray(cluster, settings)
         try:
             yield
