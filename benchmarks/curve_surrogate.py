@@ -20,6 +20,7 @@ seeds there, the least error that there can be.
 import argparse
 import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -177,13 +178,15 @@ def compute_deviations(curves: Sequence[RecordedCurve]) -> np.ndarray:
 
 
 def _fit_process(points: np.ndarray, targets: np.ndarray, seed: int) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     scales = Matern(np.full(points.shape[1], 1.0), (0.05, 50.0), nu=2.5)
     kernel = ConstantKernel(1.0, (1e-2, 1e2)) * scales + WhiteKernel(0.05, (1e-5, 1.0))
     process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed)
-    return process.fit(points, targets)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # a scale at the end of its bounds
+        return process.fit(points, targets)
 
 
 # --- how good it is ---------------------------------------------------------------------------------------------------

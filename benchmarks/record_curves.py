@@ -11,8 +11,8 @@ of a difference is chance.
 
 Each training is a line in benchmarks/curves/NAME.jsonl: its parameters, seed, all validation metrics and the processor
 seconds of each epoch, which other programs on the machine hardly change. A training that diverges has the epochs
-before. The first line of the file states the conditions. Each training uses one core, and --jobs of them run at a time. An interrupted recording continues; with a larger --num it
-records further configurations.
+before. The first line of the file states the conditions. Each training uses one core, and --jobs of them run at a time.
+An interrupted recording continues; with a larger --num it records further configurations.
 """
 
 import argparse

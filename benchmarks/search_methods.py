@@ -4,7 +4,6 @@ A method is asked for the trial that a free slot runs next, and informed of each
 themselves (which trial starts, pauses, resumes or stops) is left to them.
 """
 
-import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from benchmarks.curve_surrogate import LOSS
 from handpose.config import compose, to_plain_values
 from handpose.schedulers.scheduler import Scheduler
 from handpose.search.searcher import Searcher, TrialSnapshot
-from handpose.search.space import Params, Space, flatten_config, load_space
+from handpose.search.space import Params, Space, flatten_config
 
 Decision = Literal["continue", "pause", "stop"]
 
@@ -140,7 +139,7 @@ class RayMethod:
         from ray.tune.search.optuna import OptunaSearch
 
         self._searcher = OptunaSearch(task.space.sample, metric=LOSS, mode="min", seed=task.seed)
-        self._scheduler = ASHAScheduler(
+        self._scheduler: Any = ASHAScheduler(  # without a Tune controller, and with trials that do nothing
             metric=LOSS, mode="min", max_t=task.max_epochs, grace_period=1, reduction_factor=3
         )
         self._max_epochs = task.max_epochs
