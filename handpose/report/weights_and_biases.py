@@ -108,7 +108,8 @@ class WandbLog:
 
     def _close_run(self, row: TrialRow) -> None:
         run = self._get_run(row)
-        run.summary.update({"state": row.state, "epochs": row.epochs, "seconds": row.seconds, "error": row.error})
+        ending = {"state": row.state, "reason": row.reason, "error": row.error}
+        run.summary.update({**ending, "epochs": row.epochs, "seconds": row.seconds})
         self._finish_run(row)
 
     def _finish_run(self, row: TrialRow) -> None:
