@@ -75,12 +75,14 @@ def _format_last_rung(reason: Reason, metric: str, outcome: str, epoch: int) -> 
 
 def _format_rank(reason: Reason, outcome: str) -> str:
     rank, num_compared, num_passing = reason.rank, reason.num_compared, reason.num_passing
+    place = f"one of {num_compared}" if rank is None else f"rank {rank} of {num_compared}"
     if not num_passing:
-        return f"one of {num_compared} trials, too few for any to continue yet"
+        return f"{place}, too few for one to pass"
+    best = "the best one passes" if num_passing == 1 else f"the best {num_passing} pass"
     if rank is None:
-        return f"not among the best {num_passing} of {num_compared}, which continue"
+        return f"{place}, and not among the best {num_passing}, which pass"
     first = ", another one first" if outcome == "pause" and rank <= num_passing else ""
-    return f"rank {rank} of {num_compared}, and the best {num_passing} continue{first}"
+    return f"{place}, and {best}{first}"
 
 
 def _format_median(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
@@ -156,7 +158,7 @@ def _format_other(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
     if reason.rank is not None:
         parts.append(f"rank {reason.rank}" + (f" of {reason.num_compared}" if reason.num_compared else ""))
     if reason.num_passing is not None:
-        parts.append(f"the best {reason.num_passing} continue")
+        parts.append(f"the best {reason.num_passing} pass")
     text = ", ".join(parts)
     return f"epoch {epoch}: {text}" if epoch else text
 

@@ -91,7 +91,7 @@ class SweepProcess:
             view=view,
             logs=logs,
         )
-        recorder.log_last_event(self.state.last_event)
+        recorder.restore(self.state.past_events)
         self.state.open(num_slots=1, listener=recorder)
 
     def run(self, num_reports):
