@@ -145,7 +145,7 @@ class Asha(Fifo):
         return next((trial for rung in self._rungs_top_down if (trial := rung.find_promotable()) is not None), None)
 
     def explain_resume(self, start: SegmentStart) -> Reason:
-        """Return the trial's place at its rung; the rule is `last_rung` if it is resumed although it cannot be promoted."""
+        """Return the trial's place at its rung. The rule is `last_rung` if the trial cannot be promoted otherwise."""
         rung = self._paused[start.trial]
         reason = rung.explain_rank(start.trial)
         return reason if rung.find_promotable() == start.trial else replace(reason, rule="last_rung")

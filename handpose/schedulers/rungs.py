@@ -153,9 +153,7 @@ class ParetoRung:
 def _explain_pareto_rank(trial: int, losses: Mapping[int, float], best: list[int], num_passing: int) -> Reason:
     """Return the place of a trial among the best ones; the places of the others are not computed."""
     rank = best.index(trial) + 1 if trial in best else None
-    return Reason(
-        "pareto_rung", value=losses[trial], rank=rank, num_compared=len(losses), num_passing=num_passing
-    )
+    return Reason("pareto_rung", value=losses[trial], rank=rank, num_compared=len(losses), num_passing=num_passing)
 
 
 AnyRung: TypeAlias = Rung | ParetoRung

@@ -79,8 +79,8 @@ _PLAN_ATTRIBUTE = "plan"
 _WARM_START_ATTRIBUTE = "warm_start"
 """User attributes of the study.
 
-`plan` holds the points to try first, where they come from (studies of earlier versions do not have this), and the number
-of the sweep's first own trial. `warm_start` holds a summary of the import from each earlier sweep.
+`plan` holds the points to try first, where they come from (not in studies of earlier versions), and the number of the
+sweep's first own trial. `warm_start` holds a summary of the import from each earlier sweep.
 """
 
 
@@ -222,8 +222,8 @@ class OptunaSearcher(Searcher):
         return params
 
     def explain_suggestion(self, number: int) -> str:
-        """Return the origin that the study stores with the trial; empty for a trial that was restored from the events."""
-        return str(self._get_trial(number).user_attrs.get(ORIGIN_ATTRIBUTE, ""))
+        """Return the origin that the study stores with the trial. Studies of earlier versions have none."""
+        return str(self._get_trial(number).user_attrs.get(ORIGIN_ATTRIBUTE, super().explain_suggestion(number)))
 
     def on_trial_update(self, trial: TrialSnapshot) -> None:
         """Store what has changed in a trial, unless it has ended in the study."""
@@ -511,8 +511,8 @@ def _check_list_lengths(distributions: Mapping[str, BaseDistribution]) -> None:
 def _describe_sampler(sampler: BaseSampler, view: SamplerView) -> str:
     """Return the name of a sampler, and whether it has drawn at random because it knows too few trials.
 
-    Samplers that learn have the number of trials that they need as `_n_startup_trials` (Optuna 5.0). TPE counts complete
-    and stopped trials, and so does CMA-ES with `consider_pruned_trials`; the others count complete trials.
+    Samplers that learn have the number of trials that they need as `_n_startup_trials` (Optuna 5.0). TPE counts
+    complete and stopped trials, and so does CMA-ES with `consider_pruned_trials`; the others count complete trials.
     """
     name, num_needed = type(sampler).__name__, getattr(sampler, "_n_startup_trials", 0)
     if not num_needed:

@@ -6,7 +6,6 @@ It reads the events of the sweep and changes nothing. It imports neither torch n
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from handpose.errors import UserError
 from handpose.program import exit_on_user_error, make_parser
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with exit_on_user_error():
         story = tell_story_of(options.place, options.trial)
-        print(f"trial {options.trial} of {Path(options.place).name}")
+        print(f"trial {options.trial} of {options.place}")
         for line in story:
             print(f"{format_duration(line.at_s):>9}  {line.text}")
     return 0

@@ -19,8 +19,8 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2
 from werkzeug.test import Client
 
-from handpose.report.tensorboard import ABSENT, NOT_OVER, STATE, HParamsSchema, TensorBoardSweepLog
 from handpose.report.sweep_record import StoryLine
+from handpose.report.tensorboard import ABSENT, NOT_OVER, STATE, HParamsSchema, TensorBoardSweepLog
 from handpose.report.trial_table import TrialRow
 
 with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of the html5lib that TensorBoard brings

@@ -33,8 +33,8 @@ def test_the_story_is_printed_while_the_sweep_runs(tmp_path, capsys):
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     assert main([str(tmp_path / "first"), "1"]) == 0
     assert capsys.readouterr().out == (
-        "trial 1 of first\n"
-        "     0:04  proposed by the searcher\n"
+        f"trial 1 of {tmp_path}/first\n"
+        "     0:04  proposed: FakeSearcher\n"
         "     0:04  parameters: lr 0.000253, depth 1\n"
         "     0:04  started\n"
         "     0:05  rung at epoch 1: PA-MPJPE 10.00 mm, worse than the cutoff 9.00, rank 2 of 2; stopped\n"

@@ -108,7 +108,7 @@ class TrialSuggested:
         at: the sweep's own time in seconds.
         trial: number of the trial.
         params: configuration key -> value.
-        origin: where the parameters come from, such as `the default configuration`; empty if the searcher does not say.
+        origin: where the parameters come from, such as `the default configuration`.
     """
 
     at: float
