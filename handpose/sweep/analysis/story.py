@@ -153,6 +153,7 @@ class _Story:
         self.start_place, self.last_report, self.epoch = None, event, event.epoch
         if event.note and event.note != self.note:
             self.lines.append(StoryLine(event.at, f"epoch {event.epoch}: {event.note}"))
+            self.last_rule = ""
         self.note = event.note
         if event.decision == "continue" and event.reason is None:
             return
