@@ -630,8 +630,8 @@ FAULTS = [
     (
         "promote",
         EVENTS,
-        change_event("reason|rank", 1, event="segment_started", segment=2, trial=0),
-        r"events.jsonl: line \d+ records the reason .*rank=1.* for the promotion of a trial, but it is",
+        change_event("reason|rank", 9, event="segment_started", segment=2, trial=0),
+        r"events.jsonl: line \d+ records the reason .*rank=9.* for the promotion of a trial, but it is",
     ),
     (
         "promote",
