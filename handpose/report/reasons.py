@@ -104,7 +104,9 @@ def _format_population(reason: Reason, metric: str, outcome: str, epoch: int) ->
     if rank <= num_passing:
         return text
     remark = ", but no better one has trained as far" if outcome == "continue" else ""
-    return f"{text}, and the worst {num_compared - num_passing} copy a better trial{remark}"
+    num_worst = num_compared - num_passing
+    worst = "the worst one copies" if num_worst == 1 else f"the worst {num_worst} copy"
+    return f"{text}, and {worst} a better trial{remark}"
 
 
 def _format_turn(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
@@ -116,7 +118,8 @@ def _format_last_epoch(reason: Reason, metric: str, outcome: str, epoch: int) ->
 
 
 def _format_not_finite(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
-    return f"epoch {epoch}: {format_metric_name(metric)} is not finite"
+    name, _, _ = format_metric_name(metric).partition(" ")  # without the unit
+    return f"epoch {epoch}: {name} is not finite"
 
 
 def _format_divergence(reason: Reason, metric: str, outcome: str, epoch: int) -> str:

@@ -66,7 +66,7 @@ SENTENCES = [
     (Reason("turn"), "pause", "the turn of another trial of the population"),
     (Reason("turn"), "resume", "its turn in the population"),
     (Reason("max_epochs", cutoff=27), "complete", "trained to sweep.max_epochs=27"),
-    (Reason("not_finite"), "diverged", "epoch 3: PA-MPJPE mm is not finite"),
+    (Reason("not_finite"), "diverged", "epoch 3: PA-MPJPE is not finite"),
     (
         Reason("divergence_factor", 130.0, 120.0),
         "diverged",

@@ -88,10 +88,20 @@ def tell_story(events: Iterable[Event], metric: str) -> list[StoryLine]:
     Returns:
         What happened to the trial, in order. The last line says how it ended, or what it does now.
     """
-    story = _Story(metric)
-    for event in events:
-        story.add(event)
+    story, events = _Story(metric), list(events)
+    for place, event in enumerate(events):
+        story.add(event, node=_find_node(events[place + 1 :]) if isinstance(event, SegmentStarted) else "")
     return story.finish()
+
+
+def _find_node(following: Sequence[Event]) -> str:
+    """Return the node of a segment from the events after its start; empty if none has named it yet."""
+    for event in following:
+        if isinstance(event, SegmentStarted):
+            return ""
+        if isinstance(event, (EpochReported, SegmentFailed)) and event.node:
+            return event.node
+    return ""
 
 
 @dataclass
@@ -102,7 +112,6 @@ class _Story:
         metric: the metric of the sweep.
         lines: the lines.
         params: the parameters that the trial is trained with.
-        start_place: the line about the start of the running segment, as long as its node is not known.
         last_report: the last report since the last other event; None if there is none.
         epoch: the last reported epoch.
         last_rule: the rule by which the last line says that the trial continues; empty if it says something else.
@@ -114,7 +123,6 @@ class _Story:
     metric: str
     lines: list[StoryLine] = field(default_factory=list)
     params: Mapping[str, object] = field(default_factory=dict)
-    start_place: int | None = None
     last_report: EpochReported | None = None
     epoch: int = 0
     last_rule: str = ""
@@ -122,18 +130,18 @@ class _Story:
     is_running: bool = False
     num_segments: int = 0
 
-    def add(self, event: Event) -> None:
-        """Add the lines of the next event."""
+    def add(self, event: Event, *, node: str) -> None:
+        """Add the lines of the next event. `node` is the node of the segment that it starts."""
         if isinstance(event, EpochReported):
             self._add_report(event)
             return
-        for text in self._describe(event):
+        for text in self._describe(event, node):
             self.lines.append(StoryLine(event.at, text))
         self.last_rule, self.last_report = "", None
         if isinstance(event, SegmentStarted):
             self.params = event.params if event.params is not None else self.params
             self.is_running = True
-            self.num_segments, self.start_place = self.num_segments + 1, len(self.lines) - 1
+            self.num_segments += 1
         elif isinstance(event, TrialSuggested):
             self.params = event.params
         elif not isinstance(event, (CostsMeasured, NodeQuarantined)) or getattr(event, "decision", "") == "infeasible":
@@ -147,10 +155,7 @@ class _Story:
         return self.lines
 
     def _add_report(self, event: EpochReported) -> None:
-        if self.start_place is not None and event.node:
-            at_s, text = self.lines[self.start_place]
-            self.lines[self.start_place] = StoryLine(at_s, f"{text} on node {event.node}")
-        self.start_place, self.last_report, self.epoch = None, event, event.epoch
+        self.last_report, self.epoch = event, event.epoch
         if event.note and event.note != self.note:
             self.lines.append(StoryLine(event.at, f"epoch {event.epoch}: {event.note}"))
             self.last_rule = ""
@@ -175,13 +180,13 @@ class _Story:
         value = event.metrics.get(self.metric)
         return "no value" if value is None else format_metric(self.metric, value)
 
-    def _describe(self, event: Event) -> Iterator[str]:
+    def _describe(self, event: Event, node: str) -> Iterator[str]:
         match event:
             case TrialSuggested():
                 yield f"proposed: {event.origin}" if event.origin else "proposed by the searcher"
                 yield f"parameters: {format_params(event.params)}"
             case SegmentStarted():
-                yield self._describe_start(event)
+                yield self._describe_start(event, node)
             case CostsMeasured():
                 yield f"costs: {', '.join(format_cost(name, cost) for name, cost in event.costs.items())}"
                 if event.decision == "infeasible":
@@ -198,16 +203,17 @@ class _Story:
             case SweepClosed() if self.is_running:
                 yield f"waiting: {format_close_reason(event.reason, event.budget)}"
 
-    def _describe_start(self, event: SegmentStarted) -> str:
+    def _describe_start(self, event: SegmentStarted, node: str) -> str:
         if event.source is not None:
             text = f"resumed as a copy of trial {event.source} from epoch {event.epoch}"
         elif event.epoch:
             text = f"resumed from epoch {event.epoch}"
         else:
             text = "started again from scratch" if self.num_segments else "started"
-        why = format_reason(event.reason, self.metric, outcome="resume", epoch=self.epoch)
+        where = f" on node {node}" if node else ""
         gpus = "" if event.gpus is None else f" with {event.gpus:g} GPUs"
-        return text + (f" ({why})" if why else "") + self._describe_changes(event) + gpus
+        why = format_reason(event.reason, self.metric, outcome="resume", epoch=self.epoch)
+        return text + where + gpus + (f" ({why})" if why else "") + self._describe_changes(event)
 
     def _describe_changes(self, event: SegmentStarted) -> str:
         """Describe the parameters that population based training has changed."""
@@ -216,7 +222,7 @@ class _Story:
             for key, value in (event.params or {}).items()
             if self.params.get(key) != value
         ]
-        return f" with {', '.join(changes)}" if changes else ""
+        return f", with {', '.join(changes)}" if changes else ""
 
     def _describe_failure(self, event: SegmentFailed) -> str:
         where = f" on node {event.node}" if event.node else ""

@@ -120,7 +120,7 @@ def test_a_copy_names_its_source_and_what_changed():
     )
     assert told[-1][1] == (
         "resumed as a copy of trial 2 from epoch 4 (epoch 2: PA-MPJPE 12.00 mm, rank 4 of 4 in the population, and the "
-        "worst 1 copy a better trial) with optimizer.lr 0.001 -> 0.0008"
+        "worst one copies a better trial), with optimizer.lr 0.001 -> 0.0008"
     )
 
 
