@@ -200,7 +200,7 @@ def test_the_hparams_tab_says_what_trials_csv_says(swept):
 
 
 def test_the_texts_of_tensorboard_are_the_stories_of_the_record(swept):
-    folder, history, _ = swept
+    folder, _, _ = swept
     for trial in read_sweep(folder).trials:
         log = EventAccumulator(str(folder / "tensorboard" / f"trial_{trial.number:04d}")).Reload()
         text = log.Tensors("story/text_summary")[-1].tensor_proto.string_val[0].decode()
