@@ -100,7 +100,7 @@ class BookkeepingSweep:
             view=SilentView(),
             logs=logs,
         )
-        recorder.log_last_event(self.state.last_event)
+        recorder.restore(self.state.past_events)
         self.state.open(num_slots=num_slots, listener=recorder)
         self.recorder = recorder
 

@@ -285,7 +285,7 @@ class RaySearcher:
         """Do nothing: there are no resources."""
 
 
-class InformingScheduler:
+class InformingScheduler(Fifo):
     """A scheduler that informs a searcher of everything."""
 
     def __init__(self, scheduler: Scheduler, searcher: OurSearcher | RaySearcher, max_epochs: int) -> None:

@@ -40,6 +40,7 @@ ROOMS = (
     "preflight",
     "selection",
     "audit",
+    "why",
     "plan",
     "budgeted_plan",
 )

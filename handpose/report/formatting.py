@@ -23,6 +23,19 @@ def format_metric_value(metric: str, value: float) -> str:
     return f"{value:.3f}" if not unit and abs(value) < 1 else f"{value:.2f}"
 
 
+def format_comparison(metric: str, value: float, cutoff: float) -> tuple[str, str]:
+    """Format two values of a metric that were compared: `PA-MPJPE 12.34 mm` and `12.30`.
+
+    They have more digits if they would look equal although they differ.
+    """
+    name, unit = _split_name_and_unit(metric)
+    texts = [format_metric_value(metric, each) for each in (value, cutoff)]
+    for digits in (7, 17):
+        if texts[0] == texts[1] and value != cutoff:
+            texts = [f"{each:.{digits}g}" for each in (value, cutoff)]
+    return f"{name} {texts[0]} {unit}".strip(), texts[1]
+
+
 def format_interval(metric: str, low: float | None, high: float | None) -> str:
     """Format the ends of an interval to follow its mean: ` [9.60, 10.00]`; empty if there is no interval."""
     if low is None or high is None:

@@ -5,7 +5,7 @@ pictures.
 """
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from handpose.report.figure import Figure
+from handpose.report.formatting import format_duration
+from handpose.report.sweep_record import StoryLine
 
 _FOLDER = Path(__file__).parent / "page"
 _TEMPLATES = Environment(
@@ -46,6 +48,7 @@ class HtmlPage:
     _parts: list[Markup] = field(default_factory=list)
     _figures: list[Figure] = field(default_factory=list)
     _contents: list[tuple[str, str]] = field(default_factory=list)
+    _stories: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     def add_header(self, text: str, lead: str) -> None:
         """Set the heading of the page and the sentence below it."""
@@ -71,6 +74,11 @@ class HtmlPage:
         """Add a block made by a macro of `BLOCKS`."""
         self._parts.append(block)
 
+    def add_story(self, trial: int, story: Sequence[StoryLine]) -> None:
+        """Add the story of a trial, which is shown when its number in the table of trials is clicked."""
+        lines = [(format_duration(line.at_s), line.text) for line in story]
+        self._stories[f"{self.sweep}trial-{trial}"] = lines
+
     def add_chart(self, figure: Figure, caption: str) -> None:
         """Add a chart with a caption below it."""
         self.add_markup(self._make_chart(figure, caption))
@@ -93,5 +101,6 @@ class HtmlPage:
             contents=self._contents,
             parts=self._parts,
             figures=self._figures,
+            stories=self._stories,
             **{name: Markup(file.read_text(encoding="utf-8")) for name, file in files.items()},
         )

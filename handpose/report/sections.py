@@ -33,6 +33,9 @@ from handpose.report.slot_time import account_slot_time
 from handpose.report.sweep_record import Confirmation, Interval, SweepRecord, TrialRecord
 from handpose.report.trial_table import STATES, shorten_names
 
+_MAX_STORIES = 2000
+"""Number of trials whose stories are in the page. They take about 1 KB each."""
+
 _KIND_LABELS = {"act": "to do", "note": "worth knowing", "fine": "fine", "open": "open"}
 
 
@@ -392,7 +395,8 @@ def _add_trials(page: HtmlPage, record: SweepRecord) -> None:
     page.add_section(
         "trials",
         "All trials",
-        "The best trials first; click on a column title to sort by it. trials.csv has the whole table.",
+        "The best trials first; click on a column title to sort by it, and on the number of a trial to see what was "
+        "decided about it and why. trials.csv has the whole table.",
     )
     ranked = {number: place for place, number in enumerate(record.ranked)}
     trials = sorted(record.trials, key=lambda trial: (ranked.get(trial.number, len(ranked)), trial.number))
@@ -418,11 +422,15 @@ def _add_trials(page: HtmlPage, record: SweepRecord) -> None:
             ),
             *((format_param(trial, key), None) for key in keys),
             (format_duration(trial.seconds), round(trial.seconds, 1)),
+            (trial.reason, None),
             (trial.error[:160], None),
         ]
         for trial in trials
     ]
-    page.add_markup(BLOCKS.trials_table([*head, "time", "error"], rows, prefix=page.sweep))
+    head += ["time", "reason", "error"]
+    page.add_markup(BLOCKS.trials_table(head, rows, prefix=page.sweep, num_stories=_MAX_STORIES))
+    for trial in trials[:_MAX_STORIES]:
+        page.add_story(trial.number, trial.story)
 
 
 def _add_origin(page: HtmlPage, record: SweepRecord) -> None:

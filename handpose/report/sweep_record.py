@@ -68,6 +68,18 @@ class FailureRecord(NamedTuple):
     is_retried: bool
 
 
+class StoryLine(NamedTuple):
+    """A line of the story of a trial.
+
+    Attributes:
+        at_s: when it happened, in the sweep's own seconds.
+        text: what happened, and why.
+    """
+
+    at_s: float
+    text: str
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """A trial of a sweep.
@@ -87,6 +99,8 @@ class TrialRecord:
         node: name of the node of its last segment.
         error: why it failed, in one line.
         is_perturbed: whether its parameters were changed during training, as in population based training.
+        reason: why it is in its state, in one line; empty if it runs, or if the sweep is of an earlier version.
+        story: what happened to it, in order.
     """
 
     number: int
@@ -102,6 +116,8 @@ class TrialRecord:
     node: str = ""
     error: str = ""
     is_perturbed: bool = False
+    reason: str = ""
+    story: Sequence[StoryLine] = ()
 
     @property
     def curve(self) -> dict[int, float]:

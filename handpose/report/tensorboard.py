@@ -1,4 +1,4 @@
-"""TensorBoard log of a sweep: one run per trial, with scalars, pictures, and the parameters for the HParams tab.
+"""TensorBoard log of a sweep: one run per trial, with scalars, pictures, its story, and its parameters for HParams.
 
 No experiment summary is written. `SummaryWriter.add_hparams` writes one into every run, and the HParams tab uses the
 first one that it finds for the whole sweep, so parameters that only some trials have would get no column. Without an
@@ -16,7 +16,7 @@ the change only after a restart.
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -31,6 +31,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from handpose.errors import add_file_name
 from handpose.plain_values import to_json_text
+from handpose.report.formatting import format_duration
+from handpose.report.sweep_record import StoryLine
 from handpose.report.trial_table import TrialRow
 
 STATE = "(state)"
@@ -153,13 +155,17 @@ class TensorBoardSweepLog:
             self._get_writer(row)._get_file_writer().add_summary(summary, row.epochs)
             self._get_writer(row).flush()
 
-    def close_run(self, row: TrialRow, *, ended_s: float) -> None:
+    def close_run(self, row: TrialRow, *, ended_s: float, story: Sequence[StoryLine] = ()) -> None:
         """Log that a trial does not run any more, and close its files.
 
         Args:
             row: the row of the trial, which is over, or may run again.
             ended_s: Unix time in seconds, which is logged if the trial is over.
+            story: what has happened to the trial so far, for the tab Text.
         """
+        if story:
+            with add_file_name(self._get_run_folder(row)):
+                self._get_writer(row).add_text("story", _format_story(story), row.epochs)
         if row.is_over:
             self._describe(row)
             self._count_work(row)
@@ -224,6 +230,11 @@ class TensorBoardSweepLog:
                 os.replace(part, folder / _FILE)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _format_story(story: Sequence[StoryLine]) -> str:
+    """Format the story of a trial as a list in Markdown. TensorBoard removes HTML from it."""
+    return "\n".join(f"- {format_duration(line.at_s)} {line.text}" for line in story)
 
 
 def _make_value(tag: str, data: HParamsPluginData) -> Summary.Value:

@@ -23,7 +23,7 @@ TrialState = Literal["running", "waiting", "paused", "complete", "stopped", "div
 - waiting: it waits for a retry, or for the sweep to be resumed.
 - paused: it waits at a rung for its promotion.
 - complete: it was trained to the last epoch.
-- stopped: the scheduler or a budget ended it before the last epoch.
+- stopped: it ended before the last epoch without an error; `TrialRow.reason` says why.
 - diverged: its metric was not finite, or became far worse than its best value.
 - infeasible: a cost is above its limit, or the cost that is the second objective could not be measured.
 - failed: it ended with an error.
@@ -76,6 +76,7 @@ class TrialRow:
         command: the command line that trains this configuration alone.
         costs: cost (`num_parameters`, `latency_ms` or `memory_mb`) -> value, measured before training if the sweep
             needs it.
+        reason: why it is in its state: the last decision about it, in one line.
     """
 
     number: int
@@ -89,6 +90,7 @@ class TrialRow:
     traceback: str = ""
     command: str = ""
     costs: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
 
     @property
     def is_over(self) -> bool:
@@ -186,7 +188,7 @@ class TrialTable:
 
 
 _FIRST_COLUMNS = ("number", "state", "epochs", "seconds")
-_LAST_COLUMNS = ("node", "error", "command", "traceback")
+_LAST_COLUMNS = ("node", "reason", "error", "command", "traceback")
 
 
 def _list_columns(rows: Sequence[TrialRow]) -> list[str]:

@@ -4,7 +4,7 @@ The wandb package is optional.
 """
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from handpose.errors import join_lines
+from handpose.report.sweep_record import StoryLine
 from handpose.report.trial_table import TrialRow
 
 _KEY_FILE = "key"
@@ -60,7 +61,7 @@ class WandbLog:
         contents = {name: file.read_bytes() for name, file in pictures.items()}
         self._run_in_background(lambda row: self._log(row, contents), row)
 
-    def close_run(self, row: TrialRow, *, ended_s: float) -> None:
+    def close_run(self, row: TrialRow, *, ended_s: float, story: Sequence[StoryLine] = ()) -> None:
         """Log that a trial does not run any more, and finish its run. It may run again later."""
         self._run_in_background(self._close_run, row)
 
@@ -108,7 +109,8 @@ class WandbLog:
 
     def _close_run(self, row: TrialRow) -> None:
         run = self._get_run(row)
-        run.summary.update({"state": row.state, "epochs": row.epochs, "seconds": row.seconds, "error": row.error})
+        ending = {"state": row.state, "reason": row.reason, "error": row.error}
+        run.summary.update({**ending, "epochs": row.epochs, "seconds": row.seconds})
         self._finish_run(row)
 
     def _finish_run(self, row: TrialRow) -> None:

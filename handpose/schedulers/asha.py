@@ -3,10 +3,12 @@
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 from handpose.errors import UserError
+from handpose.schedulers.reason import Reason
 from handpose.schedulers.rungs import AnyRung, ParetoRung, Rung
 from handpose.schedulers.scheduler import Fifo, SchedulerDecision, SegmentStart
 from handpose.search.space import Params
@@ -110,13 +112,14 @@ class Asha(Fifo):
         return decide(rung, trial, loss)
 
     def _stop_or_continue(self, rung: AnyRung, trial: int, loss: float) -> SchedulerDecision:
-        passes = rung.can_pass(trial, loss)
+        passes, self.reason = rung.compare(trial, loss)
         rung.record(trial, loss)
         return "continue" if passes else "stop"
 
     def _pause_or_continue(self, rung: AnyRung, trial: int, loss: float) -> SchedulerDecision:
         rung.record(trial, loss)
         rung.add_waiting(trial)
+        self.reason = rung.explain_rank(trial)
         if self._find_promotable() == trial:
             rung.remove_waiting(trial)
             return "continue"
@@ -140,6 +143,12 @@ class Asha(Fifo):
 
     def _find_promotable(self) -> int | None:
         return next((trial for rung in self._rungs_top_down if (trial := rung.find_promotable()) is not None), None)
+
+    def explain_resume(self, start: SegmentStart) -> Reason:
+        """Return the trial's place at its rung. The rule is `last_rung` if the trial cannot be promoted otherwise."""
+        rung = self._paused[start.trial]
+        reason = rung.explain_rank(start.trial)
+        return reason if rung.find_promotable() == start.trial else replace(reason, rule="last_rung")
 
     def on_trial_resume(self, start: SegmentStart) -> None:
         """Remove the trial from the rung where it waited."""

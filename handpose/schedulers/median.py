@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from handpose.errors import UserError
+from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import Fifo, SchedulerDecision
 
 
@@ -45,8 +46,11 @@ class MedianStopping(Fifo):
                 insort(self._means[unreported], before.mean)
         if epoch < self._grace_period:
             return "continue"
-        others = self._means[epoch]
-        is_worse = len(others) >= self._min_samples_required and history.best > _compute_median(others)
+        others, is_worse = self._means[epoch], False
+        if len(others) >= self._min_samples_required:
+            median = _compute_median(others)
+            is_worse = history.best > median
+            self.reason = Reason("median", value=history.best, cutoff=median, num_compared=len(others) + 1)
         insort(others, history.mean)
         return "stop" if is_worse else "continue"
 

@@ -10,6 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from handpose.errors import UserError
+from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import Fifo, SchedulerDecision, SegmentStart
 from handpose.search.distributions import fit_value, parse_label, round_to_distribution
 from handpose.search.space import Params, Space, YamlSpace
@@ -88,7 +89,9 @@ class PopulationBased(Fifo):
         if epoch % self._interval:
             return "continue"
         self._update_rank(individual, loss, checkpoint=epoch)
-        if not self._has_less_trained_waiting(epoch) and self._find_sources(individual) == []:
+        must_wait = self._has_less_trained_waiting(epoch)
+        self.reason = Reason("turn") if must_wait else self._explain_rank(individual)
+        if not must_wait and self._find_sources(individual) == []:
             return "continue"
         insort(self._waiting, (epoch, trial))
         return "pause"
@@ -105,6 +108,10 @@ class PopulationBased(Fifo):
         rng = random.Random(f"population {self._seed} {individual.trial} {individual.epoch}")
         source = rng.choice(sources)
         return SegmentStart(individual.trial, source.trial, self._explore(source.params, rng))
+
+    def explain_resume(self, start: SegmentStart) -> Reason:
+        """Return the trial's place in the population if it copies another trial; otherwise it is its turn."""
+        return Reason("turn") if start.source is None else self._explain_rank(self._individuals[start.trial])
 
     def on_trial_resume(self, start: SegmentStart) -> None:
         """Resume the trial from its own checkpoint or as a copy of its source."""
@@ -130,12 +137,22 @@ class PopulationBased(Fifo):
 
     def _find_sources(self, individual: "_Individual") -> list["_Individual"]:
         """Return the individuals whose weights this one may copy; none unless it is among the worst."""
-        num_ranked = len(self._ranking)
-        size = min(math.ceil(num_ranked * self._quantile_fraction), num_ranked // 2)
-        if bisect_left(self._ranking, individual.rank) < num_ranked - size:
+        size = self._num_worst
+        if bisect_left(self._ranking, individual.rank) < len(self._ranking) - size:
             return []
         best = (self._individuals[trial] for *_, trial in self._ranking[:size])
         return [other for other in best if other.checkpoint >= individual.epoch]
+
+    @property
+    def _num_worst(self) -> int:
+        """Number of individuals that count as the worst, which is also the number of those that count as the best."""
+        num_ranked = len(self._ranking)
+        return min(math.ceil(num_ranked * self._quantile_fraction), num_ranked // 2)
+
+    def _explain_rank(self, individual: "_Individual") -> Reason:
+        rank, num_ranked = bisect_left(self._ranking, individual.rank) + 1, len(self._ranking)
+        num_passing = num_ranked - self._num_worst
+        return Reason("population", individual.loss, rank=rank, num_compared=num_ranked, num_passing=num_passing)
 
     def _update_rank(self, individual: "_Individual", loss: float, *, checkpoint: int) -> None:
         self._remove_rank(individual)

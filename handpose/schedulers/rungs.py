@@ -3,9 +3,17 @@
 import math
 from bisect import bisect_left, insort
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from handpose.pareto import rank_points
+from handpose.schedulers.reason import Reason
+
+
+class RungComparison(NamedTuple):
+    """Whether a trial passes a rung, and why."""
+
+    passes: bool
+    reason: Reason
 
 
 class Rung:
@@ -24,10 +32,11 @@ class Rung:
         insort(self._results, (loss, trial))
         self._losses[trial] = loss
 
-    def can_pass(self, trial: int, loss: float) -> bool:
-        """Whether a trial with this loss is at least as good as the quantile of the results recorded so far."""
-        cutoff = self.compute_cutoff()
-        return cutoff is None or loss <= cutoff
+    def compare(self, trial: int, loss: float) -> RungComparison:
+        """Compare a loss that is not recorded yet with the quantile of the results recorded so far."""
+        cutoff, rank = self.compute_cutoff(), bisect_left(self._results, (loss, trial)) + 1
+        reason = Reason("rung", value=loss, cutoff=cutoff, rank=rank, num_compared=len(self._results) + 1)
+        return RungComparison(cutoff is None or loss <= cutoff, reason)
 
     def compute_cutoff(self) -> float | None:
         """Return the loss above which a trial stops, or None if there is no result yet.
@@ -61,8 +70,17 @@ class Rung:
         """
         if not self._waiting:
             return None
-        num_promotable = math.floor(len(self._results) / self._reduction_factor)
-        return self.find_best_waiting() if bisect_left(self._results, self._waiting[0]) < num_promotable else None
+        return self.find_best_waiting() if bisect_left(self._results, self._waiting[0]) < self._num_promotable else None
+
+    def explain_rank(self, trial: int) -> Reason:
+        """Return the place of a recorded trial, and how many of the best can be promoted."""
+        loss = self._losses[trial]
+        rank, num_results = bisect_left(self._results, (loss, trial)) + 1, len(self._results)
+        return Reason("rung", value=loss, rank=rank, num_compared=num_results, num_passing=self._num_promotable)
+
+    @property
+    def _num_promotable(self) -> int:
+        return math.floor(len(self._results) / self._reduction_factor)
 
 
 class ParetoRung:
@@ -84,14 +102,15 @@ class ParetoRung:
         self._losses[trial] = loss
         self._promotable_trials = None
 
-    def can_pass(self, trial: int, loss: float) -> bool:
-        """Whether a trial with this loss ranks among the best, together with the results recorded so far.
+    def compare(self, trial: int, loss: float) -> RungComparison:
+        """Rank a trial with this loss, which is not recorded yet, together with the results recorded so far.
 
-        With equal costs this is at least as strict as `Rung.can_pass`; see `Asha`.
+        With equal costs this is at least as strict as `Rung.compare`; see `Asha`.
         """
         losses = {**self._losses, trial: loss}
         num_passing = 1 + math.floor(max(0, len(losses) - 2) / self._reduction_factor)
-        return trial in self._sort_best_first(losses, max_trials=num_passing)
+        passing = self._sort_best_first(losses, max_trials=num_passing)
+        return RungComparison(trial in passing, _explain_pareto_rank(trial, losses, passing, num_passing))
 
     def add_waiting(self, trial: int) -> None:
         self._waiting.add(trial)
@@ -110,15 +129,31 @@ class ParetoRung:
         """
         if not self._waiting:
             return None
+        return next((trial for trial in self._list_promotable_trials() if trial in self._waiting), None)
+
+    def explain_rank(self, trial: int) -> Reason:
+        """Return the place of a recorded trial if it is among the best, and how many of these can be promoted."""
+        return _explain_pareto_rank(trial, self._losses, self._list_promotable_trials(), self._num_promotable)
+
+    @property
+    def _num_promotable(self) -> int:
+        return math.floor(len(self._losses) / self._reduction_factor)
+
+    def _list_promotable_trials(self) -> list[int]:
         if self._promotable_trials is None:
-            num_promotable = math.floor(len(self._losses) / self._reduction_factor)
-            self._promotable_trials = self._sort_best_first(self._losses, max_trials=num_promotable)
-        return next((trial for trial in self._promotable_trials if trial in self._waiting), None)
+            self._promotable_trials = self._sort_best_first(self._losses, max_trials=self._num_promotable)
+        return self._promotable_trials
 
     def _sort_best_first(self, losses: Mapping[int, float], max_trials: int | None = None) -> list[int]:
         trials = sorted(losses)  # equal results are ordered by number, not by time
         order = rank_points([(losses[trial], self._costs[trial]) for trial in trials], max_points=max_trials)
         return [trials[index] for index in order]
+
+
+def _explain_pareto_rank(trial: int, losses: Mapping[int, float], best: list[int], num_passing: int) -> Reason:
+    """Return the place of a trial among the best ones; the places of the others are not computed."""
+    rank = best.index(trial) + 1 if trial in best else None
+    return Reason("pareto_rung", value=losses[trial], rank=rank, num_compared=len(losses), num_passing=num_passing)
 
 
 AnyRung: TypeAlias = Rung | ParetoRung

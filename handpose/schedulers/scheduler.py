@@ -7,6 +7,7 @@ same events. Schedulers do not depend on Ray.
 
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from handpose.schedulers.reason import Reason
 from handpose.search.space import Params
 
 SchedulerDecision: TypeAlias = Literal["continue", "stop", "pause"]
@@ -39,6 +40,8 @@ class Scheduler(Protocol):
         selects_only_at_rungs: trials stop or pause only at an epoch in `rungs`, and only because of a comparison with
             the trials that reached the same rung. The report then shows these epochs, and takes the trials at the first
             of them for a sample that nobody has selected from.
+        reason: why `on_trial_result` decides as it does. The sweep sets it to None before each call and stores what the
+            call has set it to; None if nothing was compared. No decision depends on it.
     """
 
     rungs: tuple[int, ...]
@@ -46,6 +49,7 @@ class Scheduler(Protocol):
     supports_two_objectives: bool
     perturbs_params: bool
     selects_only_at_rungs: bool
+    reason: Reason | None
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Handle the start of a new trial.
@@ -81,6 +85,9 @@ class Scheduler(Protocol):
             can_start_trial: there are new trials left to start.
         """
 
+    def explain_resume(self, start: SegmentStart) -> Reason | None:
+        """Explain why a trial is resumed, right after `choose_trial_to_resume` has chosen it. This changes no state."""
+
     def on_trial_resume(self, start: SegmentStart) -> None:
         """Handle the resumption of a paused trial."""
 
@@ -102,6 +109,7 @@ class Fifo:
     supports_two_objectives = True
     perturbs_params = False
     selects_only_at_rungs = True
+    reason: Reason | None = None
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Do nothing."""
@@ -115,6 +123,10 @@ class Fifo:
 
     def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
         """Return None, because no trial pauses."""
+        return None
+
+    def explain_resume(self, start: SegmentStart) -> Reason | None:
+        """Return None: no reason is given."""
         return None
 
     def on_trial_resume(self, start: SegmentStart) -> None:

@@ -46,6 +46,7 @@ from handpose.search.sampler_view import SamplerView, show_trials
 from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.search.space import Params, Space, count_grid_points
 from handpose.search.study import (
+    ORIGIN_ATTRIBUTE,
     PARAMS_ATTRIBUTE,
     close_storage,
     compute_excess,
@@ -78,8 +79,8 @@ _PLAN_ATTRIBUTE = "plan"
 _WARM_START_ATTRIBUTE = "warm_start"
 """User attributes of the study.
 
-`plan` holds the points to try first and the number of the sweep's first own trial. `warm_start` holds a summary of the
-import from each earlier sweep.
+`plan` holds the points to try first, where they come from (not in studies of earlier versions), and the number of the
+sweep's first own trial. `warm_start` holds a summary of the import from each earlier sweep.
 """
 
 
@@ -170,6 +171,7 @@ class OptunaSearcher(Searcher):
         self.first_number: int = attributes[_PLAN_ATTRIBUTE]["first_number"]
         points: list[Params] = attributes[_PLAN_ATTRIBUTE]["points"]
         self._first_points = order_grid_points(space, points, seed) if sampler is None else points
+        self._origins: list[str] = attributes[_PLAN_ATTRIBUTE].get("origins", [])
         stored = self._storage.get_all_trials(found, deepcopy=False)
         self._trial_ids = [trial._trial_id for trial in stored]  # by number
         self._imported_params = set(map(_make_params_key, stored[: self.first_number]))
@@ -218,6 +220,10 @@ class OptunaSearcher(Searcher):
             self._store_trial(number, trial)
         self._next_number = max(self._next_number or 0, number + 1)
         return params
+
+    def explain_suggestion(self, number: int) -> str:
+        """Return the origin that the study stores with the trial. Studies of earlier versions have none."""
+        return str(self._get_trial(number).user_attrs.get(ORIGIN_ATTRIBUTE, super().explain_suggestion(number)))
 
     def on_trial_update(self, trial: TrialSnapshot) -> None:
         """Store what has changed in a trial, unless it has ended in the study."""
@@ -280,15 +286,28 @@ class OptunaSearcher(Searcher):
         )
         decided = [None] * self._num_draws if point is None else [point, point, *[None] * self._num_draws]
         for attempt, given in enumerate(decided):
-            drawn = self._draw_trial(view, number, given, self._build_sampler(number, attempt))
-            if self._make_sampler is None or not self._is_tried(drawn[1], besides_imported=given is not None):
-                return drawn
+            sampler = self._build_sampler(number, attempt)
+            pending, params = self._draw_trial(view, number, given, sampler)
+            if self._make_sampler is None or not self._is_tried(params, besides_imported=given is not None):
+                origin = _describe_sampler(sampler, view) if given is None else self._describe_point(number)
+                pending.set_user_attr(ORIGIN_ATTRIBUTE, origin)
+                return pending, params
         untried = self._find_untried_point(number)
         for attempt in range(len(decided), len(decided) + _MAX_RANDOM_DRAWS):
-            drawn = self._draw_trial(view, number, untried, RandomSampler(seed=self._derive_seed(number, attempt)))
-            if untried is not None or not self._is_tried(drawn[1], besides_imported=True):
+            random_sampler = RandomSampler(seed=self._derive_seed(number, attempt))
+            pending, params = self._draw_trial(view, number, untried, random_sampler)
+            if untried is not None or not self._is_tried(params, besides_imported=True):
                 break
-        return drawn
+        what = "a random draw" if untried is None else "a point that no trial has tried"
+        pending.set_user_attr(ORIGIN_ATTRIBUTE, f"{what}, because {type(sampler).__name__} repeated earlier trials")
+        return pending, params
+
+    def _describe_point(self, number: int) -> str:
+        """Return the origin of a point that was decided before the trial was proposed."""
+        if self._make_sampler is None:
+            return "the next point of the grid"
+        index = number - self.first_number
+        return self._origins[index] if index < len(self._origins) else "a point to try first"
 
     def _draw_trial(
         self, view: SamplerView, number: int, point: Params | None, sampler: BaseSampler
@@ -469,7 +488,11 @@ class OptunaSearcher(Searcher):
         self._storage.set_study_user_attr(study_id, _WARM_START_ATTRIBUTE, initial_trials.import_summaries)
         for trial in initial_trials.trials:
             self._storage.create_new_trial(study_id, trial)
-        plan = {"first_number": len(initial_trials.trials), "points": initial_trials.points}
+        plan = {
+            "first_number": len(initial_trials.trials),
+            "points": initial_trials.points,
+            "origins": initial_trials.origins,
+        }
         self._storage.set_study_user_attr(study_id, _PLAN_ATTRIBUTE, plan)  # last: it marks a complete study
         return study_id
 
@@ -483,6 +506,21 @@ def _check_list_lengths(distributions: Mapping[str, BaseDistribution]) -> None:
                 f"searcher=gp lists the {count} values of {name}, and takes at most {_MAX_LISTED_VALUES}; give "
                 f"{name} larger steps or an interval, or use searcher=tpe"
             )
+
+
+def _describe_sampler(sampler: BaseSampler, view: SamplerView) -> str:
+    """Return the name of a sampler, and whether it has drawn at random because it knows too few trials.
+
+    Samplers that learn have the number of trials that they need as `_n_startup_trials` (Optuna 5.0). TPE counts
+    complete and stopped trials, and so does CMA-ES with `consider_pruned_trials`; the others count complete trials.
+    """
+    name, num_needed = type(sampler).__name__, getattr(sampler, "_n_startup_trials", 0)
+    if not num_needed:
+        return name
+    counts_stopped = isinstance(sampler, TPESampler) or getattr(sampler, "_consider_pruned_trials", False)
+    states = {TrialState.COMPLETE, TrialState.PRUNED} if counts_stopped else {TrialState.COMPLETE}
+    is_random = view.count_visible_trials(states) < num_needed
+    return f"a random start-up trial of {name}, which needs {num_needed} results" if is_random else name
 
 
 def _make_params_key(trial: FrozenTrial) -> str:

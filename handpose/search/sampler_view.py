@@ -75,6 +75,10 @@ class SamplerView(InMemoryStorage):
         study = optuna.Study(_STUDY_NAME, self, sampler=sampler)
         return self._pending, space.sample(optuna.Trial(study, _PENDING_TRIAL_ID))
 
+    def count_visible_trials(self, states: Container[TrialState]) -> int:
+        """Count the trials in these states that a sampler sees besides the pending one."""
+        return sum(trial.state in states for trial in self._visible_trials)
+
     @cached_property
     def _visible_trials(self) -> list[FrozenTrial]:
         return self._list_trials()

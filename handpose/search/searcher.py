@@ -91,6 +91,16 @@ class Searcher:
         """
         raise NotImplementedError
 
+    def explain_suggestion(self, number: int, /) -> str:
+        """Return where the parameters of a trial come from, in a few words; by default the name of the class.
+
+        Called after `suggest`. The sweep stores the words; nothing depends on them.
+
+        Args:
+            number: the number of the trial.
+        """
+        return type(self).__name__
+
     def on_trial_update(self, trial: TrialSnapshot, /) -> None:
         """Learn from a trial that has changed. The same snapshot may come again, and must then change nothing."""
 

@@ -32,6 +32,9 @@ JOURNAL_FILE = "journal.log"
 PARAMS_ATTRIBUTE = "params"
 """User attribute of a trial: its configuration keys and values, if they differ from its draws."""
 
+ORIGIN_ATTRIBUTE = "origin"
+"""User attribute of a trial: where its parameters come from, in words."""
+
 COST_NAMES = ("num_parameters", "latency_ms", "memory_mb")
 """The costs that are measured for a trial, which are also user attributes of it. Constraints limit them."""
 

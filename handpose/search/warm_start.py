@@ -90,6 +90,7 @@ class InitialTrials:
 
     Attributes:
         points: the points to try first, each as name -> drawn value.
+        origins: where each of these points comes from, in words.
         trials: the trials imported from earlier sweeps, for the study.
         import_summaries: one summary for each earlier sweep, in plain values. It counts the trials that were imported,
             were out of range (by parameter), were not comparable (by reason), had failed, had no value, or had already
@@ -97,6 +98,7 @@ class InitialTrials:
     """
 
     points: list[Params] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
     trials: list[FrozenTrial] = field(default_factory=list)
     import_summaries: list[dict[str, Any]] = field(default_factory=list)
 
@@ -135,14 +137,18 @@ def prepare_initial_trials(
     Raises:
         UserError: a configuration is not in the space, or a folder is not that of a readable sweep.
     """
-    initial_trials = InitialTrials(list_first_points(space, first, here.settings))
+    points = list_first_points(space, first, here.settings)
+    given = [f"point {place} of searcher.points_to_evaluate" for place in range(1, len(first) + 1)]
+    origins = ["the default configuration"] * (len(points) - len(first)) + given
+    initial_trials = InitialTrials(points, origins)
     seen_origins: set[tuple[str, int]] = set()
     for folder in warm_start:
         _Importer(_read_earlier_sweep(folder), space, here, limits, second_objective, seen_origins).import_into(
             initial_trials, num_points
         )
-    points = initial_trials.points
-    initial_trials.points = [point for i, point in enumerate(points) if point not in points[:i]]
+    points, origins = initial_trials.points, initial_trials.origins
+    kept = [i for i, point in enumerate(points) if point not in points[:i]]
+    initial_trials.points, initial_trials.origins = [points[i] for i in kept], [origins[i] for i in kept]
     return initial_trials
 
 
@@ -192,9 +198,10 @@ class _Importer:
             else:
                 self._counts["brought"] += 1
                 initial_trials.trials.append(self._make_trial(trial, placed))
-        points = list(self._choose_best_points(others, num_points))
-        initial_trials.points += points
-        initial_trials.import_summaries.append(self._summarise_import(len(points)))
+        chosen = list(self._choose_best_points(others, num_points))
+        initial_trials.points += [point for _, point in chosen]
+        initial_trials.origins += [f"trial {number} of the earlier sweep {self._sweep.name}" for number, _ in chosen]
+        initial_trials.import_summaries.append(self._summarise_import(len(chosen)))
 
     def _find_rejection(self, trial: FrozenTrial) -> str:
         """Return why the trial cannot be used, or an empty string if it can. It counts as seen from then on."""
@@ -231,8 +238,8 @@ class _Importer:
         differing = (key for key in {**params, **placed.params} if _has_different_value(key, there, here))
         return next(itertools.chain(placed.out_of_range, placed.missing, differing), "")
 
-    def _choose_best_points(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[Params]:
-        """Yield the points of the best trials, the longest trained first.
+    def _choose_best_points(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[tuple[int, Params]]:
+        """Yield the number and the point of the best trials, the longest trained first.
 
         Trials out of range are left out, and so are those above a limit that does not depend on the machine.
         """
@@ -254,7 +261,7 @@ class _Importer:
                 self._out_of_range[own[0]] += 1
             elif not any(cost > 0 for cost in compute_excess(_get_portable_costs(trial), self._limits).values()):
                 num_points -= 1
-                yield placed.drop_draws([*placed.out_of_range, *placed.missing])
+                yield trial.number, placed.drop_draws([*placed.out_of_range, *placed.missing])
 
     def _make_trial(self, trial: FrozenTrial, placed: SpacePlacement) -> FrozenTrial:
         """Convert a trial to one of the new study. A trial that has not ended counts as stopped at its last epoch."""

@@ -7,10 +7,11 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+from handpose.report import sections
 from handpose.report.advice import give_advice
 from handpose.report.html import BLOCKS, HtmlPage
 from handpose.report.sections import add_comparison_section, add_sweep_sections, format_status
-from handpose.report.sweep_record import Candidate, Confirmation, HandPicture, Interval, RetrainedWinner
+from handpose.report.sweep_record import Candidate, Confirmation, HandPicture, Interval, RetrainedWinner, StoryLine
 from tests.report.fabricated_records import DEPTH, RATE, make_record, make_swept_record, make_trial
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -102,6 +103,31 @@ def test_pictures_are_in_the_page():
     assert "00000012, 31.4 mm" in text
 
 
+def read_stories(text):
+    return json.loads(re.search(r'<script type="application/json" id="stories">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_the_number_of_a_trial_is_a_button_that_shows_its_story():
+    story = [StoryLine(5.0, "started on node a"), StoryLine(3700.0, "</script>stopped")]
+    trials = [make_trial(3, {}, [1.0] * 4, story=story, reason="worse than <the> cutoff"), make_trial(4, {}, [2.0])]
+    text = remove_plotly(render_page(make_record(trials)))
+    assert read_stories(text) == {
+        "trial-3": [["0:05", "started on node a"], ["1:01:40", "</script>stopped"]],
+        "trial-4": [],
+    }
+    tree = Tree(text)
+    assert [value for name, value in tree.attributes if name == "data-story"] == ["trial-3", "trial-4"]
+    assert "worse than <the> cutoff" in tree.text
+
+
+def test_a_page_about_very_many_trials_has_the_stories_of_the_best(monkeypatch):
+    monkeypatch.setattr(sections, "_MAX_STORIES", 2)
+    trials = [make_trial(number, {}, [10.0 - number] * 4) for number in range(4)]
+    text = render_page(make_record(trials))
+    assert list(read_stories(text)) == ["trial-3", "trial-2"]
+    assert re.findall(r'data-story="([^"]*)"', remove_plotly(text)) == ["trial-3", "trial-2"]
+
+
 def test_two_sweeps_share_no_identifier():
     one, two = (
         make_swept_record(lambda params: params["optimizer.lr"], [RATE], num_trials=20, seed=seed) for seed in (0, 1)
@@ -115,6 +141,7 @@ def test_two_sweeps_share_no_identifier():
     tree = Tree(remove_plotly(page.render()))
     assert len(tree.ids) == len(set(tree.ids))
     assert {"sweep-0-trial-3", "sweep-1-trial-3"} <= set(tree.ids)
+    assert {"sweep-0-trial-3", "sweep-1-trial-3"} <= set(read_stories(page.render()))
     assert [value for name, value in tree.attributes if name == "href"] == [
         "#comparison",
         "#sweep-0-sweep",

@@ -19,6 +19,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2
 from werkzeug.test import Client
 
+from handpose.report.sweep_record import StoryLine
 from handpose.report.tensorboard import ABSENT, NOT_OVER, STATE, HParamsSchema, TensorBoardSweepLog
 from handpose.report.trial_table import TrialRow
 
@@ -191,6 +192,20 @@ def test_a_process_that_goes_on_adds_to_the_runs(tmp_path):
     assert get_values(groups["trial_0000"])["flag"] == ABSENT
     events = EventAccumulator(str(tmp_path / "trial_0000")).Reload().Scalars(METRIC)
     assert [(event.step, event.value) for event in events] == [(1, 20.0), (2, 15.5), (3, 14.0)]
+
+
+def test_the_story_of_a_trial_is_a_text(tmp_path):
+    log = TensorBoardSweepLog(tmp_path, run_name=make_run_name)
+    row = TrialRow(0, {"optimizer.lr": 0.1}, "paused", 1)
+    log.open_run(row)
+    log.close_run(row, ended_s=9.0, story=[StoryLine(5.0, "paused")])
+    row.state, row.epochs = "stopped", 3
+    log.open_run(row)
+    log.close_run(row, ended_s=9.0, story=[StoryLine(5.0, "paused"), StoryLine(65.0, "stopped")])
+    log.close()
+    events = EventAccumulator(str(tmp_path / "trial_0000")).Reload().Tensors("story/text_summary")
+    texts = {event.step: event.tensor_proto.string_val[0].decode() for event in events}
+    assert texts == {1: "- 0:05 paused", 3: "- 0:05 paused\n- 1:05 stopped"}
 
 
 def test_two_sweeps_under_one_folder_keep_their_trials_apart(tmp_path):

@@ -49,8 +49,8 @@ def test_columns_are_the_same_in_every_row_and_nothing_else_is_left(table, tmp_p
     table.write_csv(tmp_path / "trials.csv")
     columns = list(pd.read_csv(tmp_path / "trials.csv").columns)
     assert columns[:4] == ["number", "state", "epochs", "seconds"]
-    assert columns[-4:] == ["node", "error", "command", "traceback"]
-    assert set(columns[4:-4]) == {METRIC, "val/x", "optimizer.lr", "weights", "skips", "milestones", "flag"}
+    assert columns[-5:] == ["node", "reason", "error", "command", "traceback"]
+    assert set(columns[4:-5]) == {METRIC, "val/x", "optimizer.lr", "weights", "skips", "milestones", "flag"}
     assert [file.name for file in tmp_path.iterdir()] == ["trials.csv"]
 
 

@@ -379,8 +379,9 @@ def test_where_all_cost_the_same_two_objectives_stop_by_the_quantile_of_one(loss
         before = sorted(losses[:trial])
         place = (trial - 1) / reduction_factor
         between = trial and before[math.floor(place)] <= loss <= before[math.ceil(place)]
-        assert one.can_pass(trial, loss) or not two.can_pass(trial, loss)
-        assert one.can_pass(trial, loss) == two.can_pass(trial, loss) or between
+        passes, other_passes = one.compare(trial, loss).passes, two.compare(trial, loss).passes
+        assert passes or not other_passes
+        assert passes == other_passes or between
         one.record(trial, loss)
         two.record(trial, loss)
 
@@ -395,7 +396,7 @@ def test_a_loss_between_the_two_that_the_quantile_lies_between_stops_with_two_ob
     for trial, loss in enumerate([1.0, 2.0, 3.0]):
         one.record(trial, loss)
         two.record(trial, loss)
-    assert [(one.can_pass(3, loss), two.can_pass(3, loss)) for loss in (0.9, 1.4, 1.6)] == [
+    assert [(one.compare(3, loss).passes, two.compare(3, loss).passes) for loss in (0.9, 1.4, 1.6)] == [
         (True, True),
         (True, False),
         (False, False),

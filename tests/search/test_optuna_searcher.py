@@ -27,7 +27,7 @@ from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.search.points import place_values
 from handpose.search.searcher import TrialSnapshot
 from handpose.search.space import load_space
-from handpose.search.study import get_trial_params
+from handpose.search.study import COST_NAMES, ORIGIN_ATTRIBUTE, get_trial_params
 from handpose.search.warm_start import InitialTrials
 from tests.search.trial_feed import TrialFeed
 
@@ -464,6 +464,68 @@ def test_a_grid_gives_each_point_once_and_then_ends(make, write_space, seed):
     assert searcher.suggest(6) is None
 
 
+# --- where proposals come from ----------------------------------------------------------------------------------------
+
+STARTUP = "a random start-up trial of TPESampler, which needs 4 results"
+
+
+def list_origins(searcher, num_trials):
+    return [searcher.explain_suggestion(number) for number in range(num_trials)]
+
+
+def test_the_origins_are_the_default_the_points_of_the_user_and_the_sampler(make, write_space):
+    first = {"optimizer.lr": 0.02, "model/decoder": "effpose"}
+    defaults = {"optimizer.lr": 1e-3, "model/decoder": "pyramid"}
+    searcher = make(write_space(SPACE), RandomSampler, points_to_evaluate=[first], defaults=defaults)
+    run_alone(searcher, 3)
+    assert list_origins(searcher, 3) == [
+        "the default configuration",
+        "point 1 of searcher.points_to_evaluate",
+        "RandomSampler",
+    ]
+
+
+def test_trials_are_random_start_up_trials_until_tpe_has_its_results(make, write_space):
+    searcher = make(write_space(SPACE), TPE)
+    run_alone(searcher, 5)
+    assert list_origins(searcher, 5) == [STARTUP] * 4 + ["TPESampler"]
+    unreported = make(write_space(SPACE), TPE, folder="parallel")  # as long as nothing ends, all are random
+    for number in range(5):
+        unreported.suggest(number)
+    assert list_origins(unreported, 5) == [STARTUP] * 5
+
+
+def test_a_grid_says_that_its_points_are_those_of_a_grid(make, write_space):
+    searcher = make(write_space(GRID), None)
+    run_alone(searcher, 2)
+    assert list_origins(searcher, 2) == ["the next point of the grid"] * 2
+
+
+@pytest.mark.parametrize(
+    ("space", "origin"),
+    [
+        ("a: choice(1, 2)", "a point that no trial has tried, because Corner repeated earlier trials"),
+        ("a: interval(0.0, 1.0)", "a random draw, because Corner repeated earlier trials"),
+    ],
+)
+def test_a_repeated_draw_is_replaced_and_says_so(make, write_space, space, origin):
+    class Corner(RandomSampler):
+        def sample_independent(self, study, trial, name, distribution):
+            return getattr(distribution, "low", 1)
+
+    searcher = make(write_space(space), Corner)
+    run_all_trials(searcher, 2)
+    assert list_origins(searcher, 2) == ["Corner", origin]
+
+
+def test_a_proposal_that_is_asked_for_again_has_the_same_origin(make, write_space):
+    make(write_space(SPACE), TPE).suggest(0)
+    resumed = make(write_space(SPACE), TPE, resume=True)
+    resumed.restore_trials([])
+    resumed.suggest(0)
+    assert resumed.explain_suggestion(0) == STARTUP
+
+
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
@@ -773,10 +835,11 @@ def test_what_a_damaged_file_lost_is_taken_from_the_events(make, write_space, tm
     damage_journal(how, tmp_path / "study" / "journal.log")
     searcher = make(space, TPE, constraints={"num_parameters": 1e6}, resume=True)
     searcher.restore_trials(known)
-    lost = ("user_attrs", "system_attrs")  # that a point was planned, and the parameters beside the draws
+    lost = ("user_attrs", "system_attrs")  # where a point comes from, and the parameters beside the draws
     for found, expected in zip(read_study(searcher), before, strict=True):
         assert {**found, **dict.fromkeys(lost)} == {**expected, **dict.fromkeys(lost)}
-        assert found["user_attrs"].items() >= expected["user_attrs"].items()
+        kept = {name: value for name, value in expected["user_attrs"].items() if name != ORIGIN_ATTRIBUTE}
+        assert found["user_attrs"].items() >= kept.items()
     assert searcher.suggest(8)
 
 
@@ -871,7 +934,8 @@ def test_a_constraint_is_kept_as_optuna_keeps_it(make, write_space):
     (trial,) = searcher.study.trials
     assert trial.system_attrs == plain.trials[0].system_attrs
     assert trial.constraints == {"num_parameters": -0.5}
-    assert trial.user_attrs == {"num_parameters": 1e6, "latency_ms": 3.5}
+    costs = {name: trial.user_attrs[name] for name in COST_NAMES if name in trial.user_attrs}
+    assert costs == {"num_parameters": 1e6, "latency_ms": 3.5}
 
 
 NUM_TRIALS = {"tpe": 30, "gp": 15}

@@ -274,6 +274,16 @@ def test_values_under_other_conditions_are_not_brought_but_the_best_points_are_t
     assert [searcher.suggest(number) for number in range(4)] == expected[:4]
 
 
+def test_a_point_of_an_earlier_sweep_says_which_trial_it_was(sweeps):
+    path = sweeps.run("before", ["complete"] * 4)
+    searcher = sweeps.begin("after", warm_start=[path], warm_start_points=2, fingerprint="other")
+    for number in range(2):
+        searcher.suggest(number)
+    best = min(sweeps.trials(path)[1:], key=lambda trial: trial.value).number  # trial 0 is the default configuration
+    origins = [searcher.explain_suggestion(number) for number in range(2)]
+    assert origins == ["the default configuration", f"trial {best} of the earlier sweep before"]
+
+
 def test_data_that_nobody_knows_compare_with_nothing(sweeps):
     path = sweeps.run("before", ["complete"] * 2, fingerprint=None)
     after = sweeps.begin("after", warm_start=[path], fingerprint=None)

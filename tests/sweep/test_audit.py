@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from handpose.errors import UserError
+from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.audit.audit import audit, main
 from handpose.sweep.record.events import EVENTS_FORMAT
 from tests.sweep.whole_sweep import METRIC, WholeSweep
@@ -44,6 +45,31 @@ def rewrite_as_format_2(sweep):
     """As an earlier version wrote the events: a spent budget is `finished`."""
     file = sweep.folder / "events.jsonl"
     file.write_text(file.read_text().replace(f'"version": {EVENTS_FORMAT}', '"version": 2'))
+
+
+def rewrite_as_format_4(sweep):
+    """As the version before reasons left a sweep: no field of its events, no column and no attribute has them."""
+    for folder in (file.parent for file in sweep.folder.rglob("events.jsonl")):
+        lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        for line in lines:
+            for name in ("origin", "trials", "budget", *(["reason"] if line["event"] != "sweep_closed" else [])):
+                line.pop(name, None)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "events.jsonl").write_text(text.replace(f'"version": {EVENTS_FORMAT}', '"version": 4'))
+        table = list(csv.reader(io.StringIO((folder / "trials.csv").read_text())))
+        place = table[0].index("reason")
+        with (folder / "trials.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([*row[:place], *row[place + 1 :]] for row in table)
+    journal = sweep.folder / "study" / "journal.log"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines:
+        line.get("user_attrs", {}).pop("origin", None)
+        line.get("user_attr", {}).get("plan", {}).pop("origins", None)
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if (sweep.folder / REPORT_FILE).is_file():
+        with contextlib.redirect_stdout(None):
+            write_report([sweep.folder], sweep.folder / REPORT_FILE)
+    return sweep
 
 
 MAKE = {
@@ -116,6 +142,15 @@ MAKE = {
     ),
     "spent_in_format_2": lambda folder: rewrite_as_format_2(
         WholeSweep(folder, "sweep.time_budget_s=9", "scheduler=fifo").run().finish(retrained=False)
+    ),
+    "format_4": lambda folder: rewrite_as_format_4(
+        WholeSweep(folder, HALVING, PROMOTE, fails={(1, 2): "killed"}).run().finish(seeds=1, retrained=False)
+    ),
+    "format_4_resumed": lambda folder: (
+        rewrite_as_format_4(WholeSweep(folder, HALVING, PROMOTE).run(num_reports=9, last="interrupted"))
+        .resume()
+        .run()
+        .finish(retrained=False)
     ),
     "max": lambda folder: (
         WholeSweep(folder, HALVING, "searcher=random", "sweep.metric=val/pck_auc", diverges={(4, 2)})
@@ -573,6 +608,62 @@ FAULTS = [
     ),
     ("front", EVENTS, change_event("costs|latency_ms", 9.0, event="costs_measured"), r"latency_ms"),
     ("front", EVENTS, remove_line(event="costs_measured", trial=1), r"num_parameters"),
+    # reasons
+    (
+        "plain",
+        EVENTS,
+        change_event("reason|cutoff", 12.5, event="epoch_reported", decision="stop"),
+        r"events.jsonl: line \d+ records the reason \(rule='rung', .*cutoff=12.5,.*\) for epoch \d of trial \d, but",
+    ),
+    (
+        "plain",
+        EVENTS,
+        change_event("reason", None, event="epoch_reported", decision="diverged"),
+        r"events.jsonl: line \d+ records the reason \(none\) for epoch 2 of trial 4, but it is \(rule='not_finite'\)",
+    ),
+    (
+        "plain",
+        EVENTS,
+        change_event("reason|value", 2, event="segment_failed"),
+        r"line \d+ records the reason \(rule='retries', value=2,.*\) for the failure of trial 1, but it is .*value=1",
+    ),
+    (
+        "promote",
+        EVENTS,
+        change_event("reason|rank", 9, event="segment_started", segment=2, trial=0),
+        r"events.jsonl: line \d+ records the reason .*rank=9.* for the promotion of a trial, but it is",
+    ),
+    (
+        "promote",
+        EVENTS,
+        change_event("reason|rule", "returned", event="trial_ended"),
+        r"events.jsonl: line \d+ records the reason \(rule='returned'\) for the end of trial \d, but it is",
+    ),
+    (
+        "front",
+        EVENTS,
+        change_event("reason|cutoff", 1e6, event="costs_measured", decision="infeasible"),
+        r"events.jsonl: line \d+ records the reason .*cutoff=1000000.0.* for the costs of trial \d, but it is",
+    ),
+    (
+        "spent",
+        EVENTS,
+        change_event("budget|cutoff", 20.0, event="sweep_closed"),
+        r"events.jsonl: line \d+ records the reason .*cutoff=20.0\) for closing the sweep, but it is .*cutoff=15",
+    ),
+    (
+        "plain",
+        EVENTS,
+        change_event("origin", "a dream", event="trial_suggested", trial=3),
+        r"journal.log: trial 3 is 'RandomSampler', but events.jsonl has 'a dream'",
+    ),
+    (
+        "plain",
+        CSV,
+        change_cell("reason", "rung at epoch 1: PA-MPJPE 1.00 mm"),
+        r"trials.csv: trial 1 has reason='rung at epoch 1: PA-MPJPE 1.00 mm', but events.jsonl gives 'rung",
+    ),
+    ("plain", CSV, change_cell("reason", ""), r"trials.csv: trial 1 has reason='', but events.jsonl gives 'rung"),
     # budgets
     (
         "spent",

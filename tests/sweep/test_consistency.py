@@ -91,7 +91,7 @@ class SweepProcess:
             view=view,
             logs=logs,
         )
-        recorder.log_last_event(self.state.last_event)
+        recorder.restore(self.state.past_events)
         self.state.open(num_slots=1, listener=recorder)
 
     def run(self, num_reports):
@@ -170,6 +170,8 @@ def test_trials_csv_says_what_the_events_say(swept):
             assert cells[name] == (repr(row.metrics[name]) if name in row.metrics else "")
         assert {name: float(cells[name]) for name in ("latency_ms", "memory_mb")} == row.costs
         assert cells["error"].strip() == row.error
+        assert cells["reason"] == row.reason
+        assert bool(row.reason) == row.is_over
         assert float(cells["seconds"]) == pytest.approx(row.seconds, abs=0.006)
 
 
@@ -195,6 +197,16 @@ def test_the_hparams_tab_says_what_trials_csv_says(swept):
             assert value == pytest.approx(float(cells[METRIC]), rel=1e-6, nan_ok=True)
         else:
             assert METRIC not in metrics
+
+
+def test_the_texts_of_tensorboard_are_the_stories_of_the_record(swept):
+    folder, _, _ = swept
+    for trial in read_sweep(folder).trials:
+        log = EventAccumulator(str(folder / "tensorboard" / f"trial_{trial.number:04d}")).Reload()
+        text = log.Tensors("story/text_summary")[-1].tensor_proto.string_val[0].decode()
+        assert [line.partition(" ")[2].partition(" ")[2] for line in text.splitlines()] == [
+            line.text for line in trial.story
+        ]
 
 
 def test_scalars_and_study_have_the_same_curves(swept):
@@ -234,6 +246,8 @@ def test_the_record_says_what_the_table_says(swept):
             row.error,
         )
         assert trial.costs == row.costs
+        assert trial.reason == row.reason
+        assert row.reason.split("; ")[-1] in trial.story[-1].text
         assert trial.seconds == pytest.approx(row.seconds, abs=1e-3)
         assert json.dumps(trial.metrics, sort_keys=True) == json.dumps(row.metrics, sort_keys=True)
         assert trial.curve == pytest.approx(history.trials[trial.number].values, nan_ok=True)

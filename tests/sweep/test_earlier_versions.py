@@ -24,6 +24,7 @@ from handpose.sweep.analysis.read_sweep import read_sweep
 from handpose.sweep.analysis.report import write_report
 from handpose.sweep.audit.audit import audit
 from handpose.sweep.record.events import read_events
+from handpose.sweep.why import tell_story_of
 from handpose.yaml_files import read_yaml
 
 KEPT = Path(__file__).parent / "earlier_versions" / "format_2"
@@ -63,6 +64,21 @@ def test_its_report_has_its_trials_and_rungs(folder):
     assert record.rungs == (1,)
     written = write_report([folder], folder / "report.html")
     assert "PA-MPJPE" in written.file.read_text(encoding="utf-8")
+
+
+def test_its_trials_have_stories_without_reasons(folder):
+    assert [line.text for line in tell_story_of(str(folder), 0)] == [
+        "proposed by the searcher",
+        "parameters: depth 1, lr 0.000411",
+        "started on node vm",
+        "epoch 1: PA-MPJPE 46.55 mm; paused",
+        "stopped",
+    ]
+    assert {trial.reason for trial in read_sweep(folder).trials} == {""}
+
+
+def test_its_audit_asks_for_no_reasons(folder):
+    assert not [finding for kind in audit(folder) for finding in kind if "reason" in finding or "origin" in finding]
 
 
 def test_its_searcher_has_another_name_now_and_is_the_same(folder):

@@ -96,7 +96,7 @@ class SweepProcess:
             view=SilentView(),
             logs=logs,
         )
-        self.recorder.log_last_event(self.state.last_event)
+        self.recorder.restore(self.state.past_events)
         self.state.open(num_slots=slots, gpus=gpus, listener=self.recorder)
         self.running = {}
 

@@ -83,3 +83,22 @@ function sortBy(button) {
   body.append(...[...body.rows].sort(compare));
 }
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => sortBy(button));
+
+// A click on the number of a trial shows its story.
+const stories = JSON.parse(document.getElementById("stories").textContent);
+const dialog = document.getElementById("story");
+function tell(name, number) {
+  const rows = stories[name].map((line) => {
+    const row = document.createElement("tr");
+    for (const text of line) row.insertCell().textContent = text;
+    return row;
+  });
+  dialog.querySelector("h3").textContent = `Trial ${number}`;
+  dialog.querySelector("tbody").replaceChildren(...rows);
+  dialog.showModal();
+}
+addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-story]");
+  if (button) tell(button.dataset.story, button.textContent);
+  else if (event.target === dialog) dialog.close(); // a click beside it
+});

@@ -5,7 +5,7 @@ repeated, so that sweeps of other versions can be read. What does not exist yet 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from handpose.report.sweep_record import (
     RetrainedWinner,
     SecondObjective,
     SegmentRecord,
+    StoryLine,
     SweepRecord,
     TrialRecord,
 )
@@ -33,6 +34,7 @@ from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import flatten_config
 from handpose.sweep.analysis.importance import MIN_TRIALS, TrialDraws, compute_importance
 from handpose.sweep.analysis.searched_parameters import read_searched_space
+from handpose.sweep.analysis.story import StoryEvents, tell_story
 from handpose.sweep.controller.history import History, TrialHistory, make_empty_table
 from handpose.sweep.controller.scheduler_and_searcher import restore_scheduler
 from handpose.sweep.record.events import (
@@ -47,7 +49,7 @@ from handpose.sweep.record.events import (
     TrialEnded,
     read_events,
 )
-from handpose.sweep.record.settings import restore_settings
+from handpose.sweep.record.settings import SweepSettings, restore_settings
 from handpose.yaml_files import read_yaml
 
 _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
@@ -70,13 +72,17 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
     settings = restore_settings(config["sweep"], folder)
     table = make_empty_table(settings)
     history = History(settings, scheduler=Fifo(), table=table)
-    course = _Timeline()
+    course, stories = _Timeline(), StoryEvents()
     for event in read_events(folder / EVENTS_FILE):
         history.apply(event)
         course.add_event(event, settings.metric)
+        stories.add(event)
     for number in history.live["running"]:
         history.trials[number].update_seconds(course.at)
-    trials = [_make_trial_record(history.trials[number], course, settings.metric) for number in sorted(history.trials)]
+    trials = [
+        _make_trial_record(history.trials[number], course, tell_story(stories.get(number), settings.metric), settings)
+        for number in sorted(history.trials)
+    ]
     parameters, distributions, fixed = read_searched_space(
         folder, config, trials, fixed_params=kept.get("fixed_params") or {}
     )
@@ -189,14 +195,16 @@ class _Timeline:
             self._end_segment(trial, at, "lost")
 
 
-def _make_trial_record(trial: TrialHistory, timeline: _Timeline, metric: str) -> TrialRecord:
+def _make_trial_record(
+    trial: TrialHistory, timeline: _Timeline, story: Sequence[StoryLine], settings: SweepSettings
+) -> TrialRecord:
     row = trial.row
     return TrialRecord(
         number=row.number,
         params=dict(row.params),
         state=row.state,
         epochs=row.epochs,
-        value=row.metrics.get(metric, math.nan),
+        value=row.metrics.get(settings.metric, math.nan),
         seconds=row.seconds,
         metrics=dict(row.metrics),
         costs=dict(row.costs),
@@ -205,6 +213,8 @@ def _make_trial_record(trial: TrialHistory, timeline: _Timeline, metric: str) ->
         node=row.node,
         error=row.error,
         is_perturbed=row.number in timeline.perturbed,
+        reason=row.reason,
+        story=story,
     )
 
 

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 from handpose.errors import UserError
 from handpose.formats import get_former_checkpoint_name, upgrade_checkpoint_name
 from handpose.report.trial_table import TrialRow, TrialTable
+from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import Scheduler
 from handpose.search.space import Params
-from handpose.sweep.controller.controller import NO_REPORT_CAUSE, is_feasible
-from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.controller.controller import NO_REPORT_CAUSE, find_violation
+from handpose.sweep.controller.history import History, find_reason_difference, make_empty_table
 from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import (
     EVENTS_FILE,
+    FORMAT_WITH_REASONS,
     CheckpointRecord,
     CloseReason,
     CostsMeasured,
@@ -266,6 +268,9 @@ class _EventChecker:
                 self._require(
                     has_failed, f"quarantines node {event.node}, but the event before is no failure on this node"
                 )
+                failed, said = self._history.health.list_failed_trials(event.node), f"quarantines node {event.node}"
+                is_same = event.trials == failed or self._version < FORMAT_WITH_REASONS
+                self._require(is_same, f"{said} because of the trials {event.trials}, but {failed} failed there")
             case TrialEnded():
                 self._check_ended(event, is_last=not following, is_closing=is_closing)
             case SweepClosed():
@@ -283,7 +288,8 @@ class _EventChecker:
         """Repeat the decision of an event and apply the event as recorded, even if the decision differs."""
         history = self._history
         try:
-            history.check(event, line=line)
+            other_reason = history.check(event, line=line)
+            self._require(not other_reason or self._version < FORMAT_WITH_REASONS, other_reason)
         except UserError as error:
             self._add(Wrong, str(error).partition(f"line {line} ")[2].partition(";")[0])
         except (KeyError, ValueError, AssertionError) as error:  # from a scheduler that wrong earlier events confused
@@ -363,6 +369,11 @@ class _EventChecker:
             said = "; ".join(f"{place} is {ours} instead of {theirs}" for place, ours, theirs in differences)
             self._add(Wrong, f"{name} with other parameters than the study has: {said}")
 
+    def _check_reason(self, ours: Reason | None, theirs: Reason | None, about: str) -> None:
+        """Compare the reason in an event with the one found now. Earlier formats have no reasons."""
+        difference = find_reason_difference(ours, theirs, about)
+        self._require(not difference or self._version < FORMAT_WITH_REASONS, difference)
+
     def _check_no_retry_is_due(self, what: str, *, than: int | None = None) -> None:
         """Report a trial whose retry was due at the time of the previous event, and should have started first.
 
@@ -441,12 +452,13 @@ class _EventChecker:
         if missing := set(self._expected.limits) - set(event.costs):
             self._add(Lost, f"lacks constrained costs of trial {event.trial}: {', '.join(sorted(missing))}")
             return
-        limits, second = self._expected.limits, self._settings.second_objective
-        decision = "continue" if is_feasible(event.costs, limits, second) else "infeasible"
+        violation = find_violation(event.costs, self._expected.limits, self._settings.second_objective)
+        decision = "continue" if violation is None else "infeasible"
         said = (
             f"records the decision {event.decision!r} on the costs of trial {event.trial}, but they give {decision!r}"
         )
         self._require(event.decision == decision, said)
+        self._check_reason(violation, event.reason, f"the costs of trial {event.trial}")
 
     def _check_reported(self, event: EpochReported) -> None:
         trial, begun = self._history.trials[event.trial], self._last_begun[event.trial]
@@ -492,7 +504,9 @@ class _EventChecker:
             bool(following) and isinstance(following[0], NodeQuarantined) and following[0].node == event.node
         )
         halts = history.should_halt(event.trial, event.kind)
-        retry, gpus = history.decide_retry(event.trial, event.kind, node=event.node)
+        retry, gpus, reason = history.decide_retry(
+            event.trial, event.kind, node=event.node, halts=halts, quarantines=is_quarantined
+        )
         said = f"assigns gpus={event.gpus} to trial {event.trial}, but this failure gives it gpus={gpus}"
         self._require(event.gpus == gpus, said)
         if is_quarantined:
@@ -505,8 +519,8 @@ class _EventChecker:
             return
         verb, required = ("retries", "no retry") if event.retry else ("does not retry", "a retry")
         said = f"{verb} trial {event.trial} after the failure {event.kind!r}, but the settings require {required}"
-        is_right = event.retry == (retry or halts or is_quarantined)
-        self._require(is_right, said)
+        self._require(event.retry == retry, said)
+        self._check_reason(reason, event.reason, f"the failure of trial {event.trial}")
         rest = following[is_quarantined:]
         if rest and halts != (rest[0] == SweepClosed(rest[0].at, "halted")):
             problem = "must be halted, but is not" if halts else "is halted, but must not be"
@@ -520,6 +534,11 @@ class _EventChecker:
         if event.cause not in causes or event.state != ("failed" if event.cause else "stopped"):
             said = f"ends trial {event.trial} with the state {event.state!r} and the cause {event.cause!r}"
             self._add(Wrong, f"{said}, but a trial that is {row.state} cannot end this way here")
+        possible = [Reason("not_promoted")] if is_closing or is_last else []
+        if row.state == "running":
+            possible.insert(0, Reason("returned"))
+        if event.reason not in possible:
+            self._check_reason(possible[0] if possible else None, event.reason, f"the end of trial {event.trial}")
         if is_closing and not isinstance(self._last, TrialEnded):
             self._check_nothing_left(event.at)
 
@@ -535,8 +554,11 @@ class _EventChecker:
         elif event.reason == "spent":
             if not self._has_trials_left and not history.live["running"]:
                 self._add(Wrong, "closes the sweep for a spent budget, but no trial is left to run, so it is finished")
-            if not self._is_budget_spent(event.at) and self._has_current_budgets:
+            budget = history.explain_budget(event.at)
+            if budget is None and self._has_current_budgets:
                 self._add(Wrong, f"closes the sweep at {event.at} s for a spent budget, but no budget is spent")
+            elif self._has_current_budgets:
+                self._check_reason(budget, event.budget, "closing the sweep")
         elif event.reason == "halted":
             is_due = isinstance(self._last, NodeQuarantined) or (
                 isinstance(self._last, SegmentFailed) and self._last.retry
@@ -568,7 +590,7 @@ class _EventChecker:
         return bool(history.can_start_trial or history.live["waiting"] or history.choose_trial_to_resume() is not None)
 
     def _is_budget_spent(self, at: float) -> bool:
-        return self._settings.find_spent_budget(elapsed_s=at, gpu_hours=self._history.count_gpu_hours(at)) is not None
+        return self._history.explain_budget(at) is not None
 
 
 def format_checkpoint_name(trial: int, epoch: int, segment_number: int) -> str:

@@ -421,7 +421,7 @@ def _compare_pages(there: str, wanted: str) -> Iterator[AuditFinding]:
         if other is not None and (section := re.match(r"<h2[^>]*>([^<]*)</h2>", other)):
             title = f"'{html.unescape(section[1])}'"
         elif other is not None and other.startswith("<script"):
-            title = "the charts"
+            title = "the stories of the trials" if 'id="stories"' in other else "the charts"
         if one != other:
             yield Wrong(
                 f"{REPORT_FILE}: line {number}, in {title}, differs from a report made now from the files of the sweep"

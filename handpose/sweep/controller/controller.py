@@ -10,10 +10,11 @@ trial ends, pauses at a rung or fails, or until the sweep is interrupted.
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from handpose.report.trial_table import TrialRow, TrialState
+from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import SegmentStart
 from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.sweep.controller.history import History, TrialHistory
@@ -79,7 +80,7 @@ class SweepController:
         history: the state of all trials.
         halted_by: the failure at which the sweep gave up because no trial has worked; None if it has not.
         is_closed: whether the sweep has been closed. No more segments are started then.
-        last_event: the last event in the log when it was opened; None for a new sweep.
+        past_events: the events in the log when it was opened; none for a new sweep.
 
     Raises:
         UserError: the log contradicts itself, or contains decisions that this version of the project would not make.
@@ -104,7 +105,7 @@ class SweepController:
         self._capacity = NodeCapacity()
         self._clock = clock
         self._listener: EventListener | None = None
-        self.last_event = log.events[-1] if log.events else None
+        self.past_events: Sequence[Event] = log.events
         history.replay(log.events)
         self._elapsed_before_s = history.at
         self._opened_at_s = clock()
@@ -159,7 +160,7 @@ class SweepController:
             return self._start_segment(SegmentStart(ready))
         start = history.choose_trial_to_resume()
         if start is not None:
-            return self._start_segment(start)
+            return self._start_segment(start, history.explain_resume(start))
         return self._start_segment(SegmentStart(self._suggest_trial())) if history.can_start_trial else None
 
     @property
@@ -203,10 +204,11 @@ class SweepController:
         number = self._searcher.first_number + len(self.history.trials)
         params = self._searcher.suggest(number)
         assert params is not None, "a grid has one point for each trial"
-        self._record_event(TrialSuggested(self.elapsed_s(), number, params))
+        origin = self._searcher.explain_suggestion(number)
+        self._record_event(TrialSuggested(self.elapsed_s(), number, params, origin))
         return number
 
-    def _start_segment(self, start: SegmentStart) -> TrialSegment:
+    def _start_segment(self, start: SegmentStart, reason: Reason | None = None) -> TrialSegment:
         number, source, params = start
         trial, retention = self.history.trials[number], self.history.retention
         self._adopt_checkpoints(number)
@@ -214,7 +216,9 @@ class SweepController:
         held = [taken] if taken else list(retention.list_checkpoints(number))
         epoch = held[-1].epoch if held else 0
         segment = trial.num_segments + 1
-        self._record_event(SegmentStarted(self.elapsed_s(), number, segment, epoch, trial.gpus, source, taken, params))
+        self._record_event(
+            SegmentStarted(self.elapsed_s(), number, segment, epoch, trial.gpus, source, taken, params, reason)
+        )
         where = (self._settings.folder, trial.gpus, self._settings.storage_url)
         return TrialSegment(number, segment, dict(trial.row.params), epoch, held, *where)
 
@@ -252,9 +256,9 @@ class SweepController:
         """
         trial = self.history.trials[number]
         if self._is_running(trial) and not trial.row.costs:
-            second, limits = self._settings.second_objective, self._searcher.constraints
-            decision: Decision = "continue" if is_feasible(costs, limits, second) else "infeasible"
-            self._record_event(CostsMeasured(self.elapsed_s(), number, dict(costs), decision))
+            violation = find_violation(costs, self._searcher.constraints, self._settings.second_objective)
+            decision: Decision = "continue" if violation is None else "infeasible"
+            self._record_event(CostsMeasured(self.elapsed_s(), number, dict(costs), decision, violation))
         return self._is_running(trial)
 
     def process_report(
@@ -284,10 +288,10 @@ class SweepController:
         """
         trial = self.history.trials[number]
         if self._is_running(trial) and epoch > trial.row.epochs:
-            decision = self.history.decide_after_report(number, epoch, metrics[self._settings.metric])
+            decision, reason = self.history.decide_after_report(number, epoch, metrics[self._settings.metric])
             at = self.elapsed_s()
             self._record_event(
-                EpochReported(at, number, epoch, dict(metrics), node, resumed_from, checkpoint, decision, note)
+                EpochReported(at, number, epoch, dict(metrics), node, resumed_from, checkpoint, decision, note, reason)
             )
             self.history.retention.enforce_budget(number)
         return self._is_running(trial)
@@ -303,12 +307,13 @@ class SweepController:
         kind, cause, traceback, node = failure
         halts = self.history.should_halt(number, kind)
         quarantines = self.history.should_quarantine(number, kind, node, capacity=self._capacity)
-        retry, gpus = self.history.decide_retry(number, kind, node=node)
-        retry = retry or halts or quarantines
-        event = SegmentFailed(self.elapsed_s(), number, kind, cause, traceback, retry=retry, gpus=gpus, node=node)
+        retry, gpus, reason = self.history.decide_retry(number, kind, node=node, halts=halts, quarantines=quarantines)
+        event = SegmentFailed(
+            self.elapsed_s(), number, kind, cause, traceback, retry=retry, gpus=gpus, node=node, reason=reason
+        )
         self._record_event(event)
         if quarantines:
-            self._record_event(NodeQuarantined(self.elapsed_s(), node))
+            self._record_event(NodeQuarantined(self.elapsed_s(), node, self.history.health.list_failed_trials(node)))
         if halts:
             self.halted_by = event
             self.close("halted")
@@ -317,7 +322,7 @@ class SweepController:
         """Process the return of a segment. If the trial is not over, it has returned early and ends here."""
         trial = self.history.trials[number]
         if self._is_running(trial):
-            self._end_trial(trial, "" if trial.row.epochs else NO_REPORT_CAUSE)
+            self._end_trial(trial, Reason("returned"), "" if trial.row.epochs else NO_REPORT_CAUSE)
 
     def close(self, reason: CloseReason) -> None:
         """Close the sweep: start no more segments.
@@ -331,9 +336,10 @@ class SweepController:
         left = [trial for trial in self.history.trials.values() if not trial.row.is_over]
         if reason == "finished":
             for trial in left:
-                self._end_trial(trial)
+                self._end_trial(trial, Reason("not_promoted"))
         self.is_closed = True
-        self._record_event(SweepClosed(self.elapsed_s(), reason))
+        at = self.elapsed_s()
+        self._record_event(SweepClosed(at, reason, self.history.explain_budget(at) if reason == "spent" else None))
         for trial in left:
             if not trial.row.is_over:
                 self._searcher.on_trial_update(snapshot_trial(trial))
@@ -341,8 +347,9 @@ class SweepController:
     def _is_running(self, trial: TrialHistory) -> bool:
         return not self.is_closed and trial.row.state == "running"
 
-    def _end_trial(self, trial: TrialHistory, cause: str = "") -> None:
-        self._record_event(TrialEnded(self.elapsed_s(), trial.row.number, "failed" if cause else "stopped", cause))
+    def _end_trial(self, trial: TrialHistory, reason: Reason, cause: str = "") -> None:
+        state: Literal["stopped", "failed"] = "failed" if cause else "stopped"
+        self._record_event(TrialEnded(self.elapsed_s(), trial.row.number, state, cause, reason))
 
     def _record_event(self, event: Event) -> None:
         self._log.append(event)
@@ -356,16 +363,26 @@ class SweepController:
             self._listener.on_event(event, None if trial is None else trial.row)
 
 
-def is_feasible(costs: Mapping[str, float], limits: Mapping[str, float], second_objective: str | None) -> bool:
-    """Return whether a trial's costs satisfy the constraints and its second objective is finite.
+def find_violation(
+    costs: Mapping[str, float], limits: Mapping[str, float], second_objective: str | None
+) -> Reason | None:
+    """Return the first constraint that a trial's costs violate; None if the trial is feasible.
+
+    A trial whose second objective is not finite is infeasible, too. In the reason, the value of a cost that is not
+    finite is None.
 
     Args:
         costs: name -> cost of the trial.
         limits: name -> largest allowed cost.
         second_objective: name of the cost that is also minimised; None if there is none.
     """
-    within = all(costs[name] <= limits[name] for name in limits)
-    return within and (second_objective is None or math.isfinite(costs[second_objective]))
+    violated = {name: limit for name, limit in limits.items() if not costs[name] <= limit}
+    if second_objective is not None and not math.isfinite(costs[second_objective]):
+        violated.setdefault(second_objective, math.nan)
+    for name, limit in violated.items():
+        value, cutoff = (number if math.isfinite(number) else None for number in (costs[name], limit))
+        return Reason("cost_limit", value=value, cutoff=cutoff, subject=name)
+    return None
 
 
 def _to_study_state(trial: TrialHistory) -> TrialState:

@@ -6,12 +6,14 @@ Applying the same events in the same order gives the same state and the same dec
 import math
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 from handpose.errors import UserError
 from handpose.plain_values import is_same
+from handpose.report.reasons import format_close_reason, format_reason
 from handpose.report.trial_table import TrialRow, TrialState, TrialTable, make_second_objectives
+from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import Scheduler, SegmentStart
 from handpose.search.space import Params
 from handpose.sweep.controller.node_quarantine import NodeHealth
@@ -51,6 +53,58 @@ _STATES_BEFORE_EVENT: Mapping[type, tuple[TrialState, ...]] = {
     TrialEnded: ("running", "waiting", "paused"),
 }
 """States in which a trial may be before an event. Before all other events of a trial it must be running."""
+
+
+class ExplainedDecision(NamedTuple):
+    """A decision after a report, and why it was made; None if the trial continues and was not compared."""
+
+    decision: Decision
+    reason: Reason | None
+
+
+class _RepeatedDecision(NamedTuple):
+    """A decision of the scheduler that was made again, with its reason, as it is made now and as the event has it."""
+
+    ours: Any
+    theirs: Any
+    our_reason: Reason | None
+    their_reason: Reason | None
+    about: str
+
+
+class RetryDecision(NamedTuple):
+    """A decision after a failure.
+
+    Attributes:
+        retry: whether the trial is retried.
+        gpus: GPUs that it holds then; None: as many as other trials.
+        reason: why.
+    """
+
+    retry: bool
+    gpus: float | None
+    reason: Reason
+
+
+def find_reason_difference(ours: Reason | None, theirs: Reason | None, about: str) -> str:
+    """Explain how the reason in an event differs from the one found now; empty if it does not.
+
+    Args:
+        ours: the reason found now.
+        theirs: the reason in the event.
+        about: what the decision is about.
+    """
+    if ours == theirs or is_same(_to_values(ours), _to_values(theirs)):  # the second is right for NaN
+        return ""
+    return f"records the reason ({_format_fields(theirs)}) for {about}, but it is ({_format_fields(ours)})"
+
+
+def _to_values(reason: Reason | None) -> dict[str, Any]:
+    return {} if reason is None else {name: value for name, value in asdict(reason).items() if value is not None}
+
+
+def _format_fields(reason: Reason | None) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in _to_values(reason).items()) or "none"
 
 
 @dataclass
@@ -157,7 +211,7 @@ class History:
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
-    def decide_after_report(self, number: int, epoch: int, value: float) -> Decision:
+    def decide_after_report(self, number: int, epoch: int, value: float) -> ExplainedDecision:
         """Decide what happens to a trial after a report.
 
         Call this exactly once for each report, because the scheduler records the result.
@@ -167,12 +221,32 @@ class History:
             epoch: number of epochs trained.
             value: value of the sweep's metric.
         """
-        if not math.isfinite(value) or self._is_exploding(number, value):
-            return "diverged"
+        if not math.isfinite(value):
+            return ExplainedDecision("diverged", Reason("not_finite"))
+        limit = self._find_divergence_limit(number)
+        if limit is not None and (value > limit if self._target.mode == "min" else value < limit):
+            return ExplainedDecision("diverged", Reason("divergence_factor", value=value, cutoff=limit))
+        self._scheduler.reason = None
         decision = self._scheduler.on_trial_result(number, epoch, self._target.to_loss(value))
-        return "complete" if epoch >= self._settings.max_epochs else decision
+        if epoch >= self._settings.max_epochs:
+            return ExplainedDecision("complete", Reason("max_epochs", cutoff=self._settings.max_epochs))
+        return ExplainedDecision(decision, self._to_metric_units(self._scheduler.reason))
 
-    def decide_retry(self, number: int, kind: FailureKind, *, node: str = "") -> tuple[bool, float | None]:
+    def _to_metric_units(self, reason: Reason | None) -> Reason | None:
+        """Convert a scheduler's reason from losses to values of the metric, and NumPy's numbers to Python's."""
+        if reason is None:
+            return None
+        value, cutoff = (
+            None if loss is None else self._target.sign * float(loss) for loss in (reason.value, reason.cutoff)
+        )
+        rank, num_compared, num_passing = (
+            None if count is None else int(count) for count in (reason.rank, reason.num_compared, reason.num_passing)
+        )
+        return Reason(reason.rule, value, cutoff, rank, num_compared, num_passing, reason.subject)
+
+    def decide_retry(
+        self, number: int, kind: FailureKind, *, node: str = "", halts: bool = False, quarantines: bool = False
+    ) -> RetryDecision:
         """Decide whether a failed trial is retried.
 
         - Out of GPU memory on a fraction of a GPU: retried with twice the fraction, at most a whole GPU.
@@ -188,20 +262,29 @@ class History:
             number: number of the trial.
             kind: the kind of failure.
             node: name of the node; empty if it is unknown.
-
-        Returns:
-            Whether the trial is retried, and the GPUs that it holds then; None: as many as other trials.
+            halts: the failure halts the sweep. The trial is retried when the sweep is resumed.
+            quarantines: the failure quarantines the node. The trial is retried on another one.
         """
         trial = self.trials[number]
         num_gpus = self.gpus if trial.gpus is None else trial.gpus
         if kind == "gpu_memory" and 0 < num_gpus < 1:
-            return True, min(1.0, 2 * num_gpus)
+            more_gpus = min(1.0, 2 * num_gpus)
+            return RetryDecision(True, more_gpus, Reason("gpu_share", value=more_gpus, cutoff=num_gpus))
         if kind in _BLAMELESS_FAILURES:
-            return True, trial.gpus
+            return RetryDecision(True, trial.gpus, Reason("blameless"))
+        if halts:
+            return RetryDecision(True, trial.gpus, Reason("halt", value=self._settings.stop_after_failures))
+        if quarantines:
+            return RetryDecision(True, trial.gpus, Reason("quarantine"))
         comes_again = kind == "gpu_memory" or (kind == "user_error" and self.num_reports)
         max_retries = 0 if comes_again else self._settings.max_retries
-        left = max_retries - trial.num_failures + self.health.count_excused_failures(number)
-        return left > 0 or (left == 0 and self.health.is_excusable(node, number)), trial.gpus
+        num_counted = trial.num_failures - self.health.count_excused_failures(number)
+        if num_counted <= max_retries and self.health.is_excusable(node, number):
+            return RetryDecision(True, trial.gpus, Reason("node"))
+        if comes_again and num_counted >= max_retries:
+            return RetryDecision(False, trial.gpus, Reason("same_failure"))
+        reason = Reason("retries", value=num_counted + 1, cutoff=max_retries)
+        return RetryDecision(num_counted < max_retries, trial.gpus, reason)
 
     def should_quarantine(self, number: int, kind: FailureKind, node: str, *, capacity: NodeCapacity) -> bool:
         """Return whether enough different trials have failed on the node, with this failure, to quarantine it."""
@@ -221,6 +304,11 @@ class History:
         """Ask the scheduler which paused trial to resume next; None if there is none."""
         return self._scheduler.choose_trial_to_resume(can_start_trial=self.can_start_trial)
 
+    def explain_resume(self, start: SegmentStart) -> Reason | None:
+        """Ask the scheduler why it resumes the trial that `choose_trial_to_resume` has just returned."""
+        explain = getattr(self._scheduler, "explain_resume", None)  # an extension need not derive from Fifo
+        return None if explain is None else self._to_metric_units(explain(start))
+
     def count_gpu_hours(self, now: float) -> float:
         """Return the GPU-hours used by all segments. Those of a killed process are counted up to its last event.
 
@@ -239,6 +327,15 @@ class History:
         """Whether fewer trials than `num_trials` have been started."""
         return len(self.trials) < self.num_trials
 
+    def explain_budget(self, now: float) -> Reason | None:
+        """Return the budget that is spent: its key, the amount used, and as the cutoff the whole amount.
+
+        Args:
+            now: current time, in seconds of the sweep's own time.
+        """
+        budget = self._settings.find_spent_budget(elapsed_s=now, gpu_hours=self.count_gpu_hours(now))
+        return None if budget is None else Reason(budget.key, value=budget.used, cutoff=budget.amount)
+
     def find_trial_to_retry(self, now: float) -> int | None:
         """Return the waiting trial with the lowest number that may run now; None if there is none.
 
@@ -247,11 +344,12 @@ class History:
         """
         return min((each for each in self.live["waiting"] if self.trials[each].retry_at <= now), default=None)
 
-    def _is_exploding(self, number: int, value: float) -> bool:
+    def _find_divergence_limit(self, number: int) -> float | None:
+        """Return the value beyond which the trial has diverged; None if there is no limit."""
         factor, best = self._settings.divergence_factor, self.trials[number].best_value
         if factor is None or not best > 0:  # no factor makes 0 or a negative value worse
-            return False
-        return value > factor * best if self._target.mode == "min" else value < best / factor
+            return None
+        return factor * best if self._target.mode == "min" else best / factor
 
     def _get_checkpoint_need(self, number: int) -> CheckpointNeed:
         row = self.table.rows[number]
@@ -271,7 +369,7 @@ class History:
             self.check(event, line=line)
             self.apply(event)
 
-    def check(self, event: Event, *, line: int) -> None:
+    def check(self, event: Event, *, line: int) -> str:
         """Make the decision of a past event again and compare it.
 
         Call this before `apply`, because the scheduler records the result of a report.
@@ -280,6 +378,10 @@ class History:
             event: the event.
             line: number of its line in the event log, for error messages.
 
+        Returns:
+            How the reason in the event differs from the one found now; empty if it does not differ. A sweep can still
+            be resumed then, because nothing depends on a reason.
+
         Raises:
             UserError: the event contradicts those before it, or this version of the project decides differently.
         """
@@ -287,12 +389,15 @@ class History:
         impossible = self.find_contradiction(event)
         if impossible:
             raise UserError(f"{place} {impossible}; restore the file from a copy")
-        ours, theirs, about = self._decide_again(event)
-        if ours != theirs:
+        again = self._decide_again(event)
+        if again is None:
+            return ""
+        if again.ours != again.theirs:
             raise UserError(
-                f"{place} records the decision {theirs!r} on {about}, but this version "
-                f"of the project decides {ours!r}; resume with the revision that sweep.yaml names"
+                f"{place} records the decision {again.theirs!r} on {again.about}, but this version "
+                f"of the project decides {again.ours!r}; resume with the revision that sweep.yaml names"
             )
+        return find_reason_difference(again.our_reason, again.their_reason, again.about)
 
     def find_contradiction(self, event: Event) -> str:
         """Explain why an event cannot follow those before it; empty if it can."""
@@ -314,15 +419,18 @@ class History:
             return f"has the costs of trial {event.trial} without {second}"
         return ""
 
-    def _decide_again(self, event: Event) -> tuple[Any, Any, str]:
-        """Return the decision made now, the decision recorded in the event, and what the decision is about."""
+    def _decide_again(self, event: Event) -> "_RepeatedDecision | None":
+        """Repeat the decision of an event that the scheduler makes; None for any other event."""
         if isinstance(event, EpochReported):
-            ours = self.decide_after_report(event.trial, event.epoch, event.metrics[self._settings.metric])
-            return ours, event.decision, f"epoch {event.epoch} of trial {event.trial}"
+            ours, reason = self.decide_after_report(event.trial, event.epoch, event.metrics[self._settings.metric])
+            about = f"epoch {event.epoch} of trial {event.trial}"
+            return _RepeatedDecision(ours, event.decision, reason, event.reason, about)
         if isinstance(event, SegmentStarted) and self.table.rows[event.trial].state == "paused":
             promoted = self.choose_trial_to_resume()
-            return promoted, SegmentStart(event.trial, event.source, event.params), "the promotion of a trial"
-        return None, None, ""
+            reason = None if promoted is None else self.explain_resume(promoted)
+            theirs = SegmentStart(event.trial, event.source, event.params)
+            return _RepeatedDecision(promoted, theirs, reason, event.reason, "the promotion of a trial")
+        return None
 
     def apply(self, event: Event) -> None:
         """Update the state with an event."""
@@ -362,11 +470,13 @@ class History:
         self.health.reset()
         for number in sorted(self.live["running"]):
             self._set_state(number, "waiting")
+            self.table.rows[number].reason = "the process that ran the sweep ended"
         for trial in self.trials.values():
             trial.retry_at = 0.0
 
     def _apply_started(self, event: SegmentStarted) -> None:
         trial = self.trials[event.trial]
+        trial.row.reason = self._format_reason(event.reason, "resume", trial.row.epochs)
         if trial.row.state == "paused":
             self._scheduler.on_trial_resume(SegmentStart(event.trial, event.source, event.params))
         if event.checkpoint is not None:
@@ -385,12 +495,15 @@ class History:
         self.trials[event.trial].update_seconds(event.at)
         if self._settings.second_objective is not None:
             self._scheduler.on_trial_cost(event.trial, event.costs[self._settings.second_objective])
+        self.table.rows[event.trial].reason = self._format_reason(event.reason, event.decision)
         self._set_state(event.trial, _STATE_AFTER_DECISION[event.decision])
 
     def _apply_reported(self, event: EpochReported) -> None:
         trial = self.trials[event.trial]
         row, value = trial.row, event.metrics[self._settings.metric]
         row.epochs, row.metrics, row.node, row.error = event.epoch, event.metrics, event.node, event.note
+        if event.reason is not None or event.decision != "continue":
+            row.reason = self._format_reason(event.reason, event.decision, event.epoch)
         trial.update_seconds(event.at)
         self.num_reports += 1
         self.health.record_report(event.node)
@@ -410,6 +523,7 @@ class History:
         trial.update_seconds(event.at)
         has_same_gpus, trial.gpus = event.gpus == trial.gpus, event.gpus
         trial.row.error, trial.row.traceback = event.cause, event.traceback
+        trial.row.reason = self._format_reason(event.reason, "retry" if event.retry else "no_retry")
         trial.row.node = event.node or trial.row.node
         if event.kind not in _BLAMELESS_FAILURES:
             self.health.record_failure(event.node, event.trial)
@@ -425,6 +539,8 @@ class History:
         if trial.row.state == "running":
             trial.update_seconds(event.at)
         trial.row.error = event.cause
+        ending = self._format_reason(event.reason, event.state)
+        trial.row.reason = "; ".join(filter(None, [trial.row.reason, ending]))  # also why it was paused
         self._set_state(event.trial, event.state)
         self._scheduler.on_trial_end(event.trial)
 
@@ -434,11 +550,15 @@ class History:
         for number in sorted(self.live["running"]):
             self.trials[number].update_seconds(event.at)
             self._set_state(number, "waiting")
+            self.table.rows[number].reason = format_close_reason(event.reason, event.budget)
         if event.reason != "halted":
             return
         self._failed_before_any_report.clear()  # the user has looked into it: all trials get their retries back
         for trial in self.trials.values():
             trial.num_failures = 0
+
+    def _format_reason(self, reason: Reason | None, outcome: str, epoch: int = 0) -> str:
+        return format_reason(reason, self._settings.metric, outcome=outcome, epoch=epoch)
 
     def _set_state(self, number: int, state: TrialState) -> None:
         row = self.trials[number].row

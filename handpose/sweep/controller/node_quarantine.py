@@ -58,6 +58,10 @@ class NodeHealth:
         if node:
             self._failures.setdefault(node, Counter())[trial] += 1
 
+    def list_failed_trials(self, node: str) -> list[int]:
+        """Return the numbers of the trials that have failed on a node since its last report, ascending."""
+        return sorted(self._failures.get(node, ()))
+
     def quarantine(self, node: str) -> Counter[int]:
         """Quarantine a node.
 

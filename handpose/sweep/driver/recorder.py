@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from handpose.report.sweep_record import StoryLine
 from handpose.report.terminal import SweepView
 from handpose.report.trial_table import TrialRow, TrialTable
+from handpose.sweep.analysis.story import StoryEvents, tell_story
 from handpose.sweep.record.events import (
     CostsMeasured,
     EpochReported,
@@ -42,12 +44,13 @@ class TrialLog(Protocol):
             pictures: name -> JPEG file. The files are removed afterwards.
         """
 
-    def close_run(self, row: TrialRow, *, ended_s: float) -> None:
+    def close_run(self, row: TrialRow, *, ended_s: float, story: Sequence[StoryLine]) -> None:
         """The trial no longer runs, and may be over.
 
         Args:
             row: the trial.
             ended_s: seconds since the Unix epoch.
+            story: what has happened to the trial so far.
         """
 
     def close(self) -> None:
@@ -82,18 +85,28 @@ class Recorder:
         self._refresh_times = refresh_times
         self._view = view
         self._logs = logs
+        self._stories = StoryEvents()
         self._shown_trials: set[tuple[int, int]] = set()
         self._is_csv_outdated = True
         self._next_write = 0.0
         self._next_tick = 0.0
 
-    def log_last_event(self, last: Event | None) -> None:
-        """Log the last event again after a crash: it may be on the disk but not yet in the logs."""
+    def restore(self, events: Sequence[Event]) -> None:
+        """Take in the events of earlier processes.
+
+        The last one is logged again: after a crash it may be on the disk but not yet in the logs.
+        """
+        for event in events:
+            self._stories.add(event)
+        last = events[-1] if events else None
         if isinstance(last, EpochReported):
             row = self._table.rows[last.trial]
             self._log_epoch(row)
             if row.state != "waiting":
                 self._close_run(row)
+        for row in self._table.rows.values():
+            if row.is_over:
+                self._stories.forget(row.number)
         self._write_csv()
 
     def on_event(self, event: Event, row: TrialRow | None, /) -> None:
@@ -104,6 +117,7 @@ class Recorder:
             row: the trial that the event is about; None: it is about no trial.
         """
         self._is_csv_outdated = True
+        self._stories.add(event)
         if row is None:
             if isinstance(event, SweepClosed):
                 self._close_logs()
@@ -157,8 +171,11 @@ class Recorder:
             file.unlink(missing_ok=True)
 
     def _close_run(self, row: TrialRow) -> None:
+        story = tell_story(self._stories.get(row.number), self._table.metric)
         for log in self._logs:
-            log.close_run(row, ended_s=time.time())
+            log.close_run(row, ended_s=time.time(), story=story)
+        if row.is_over:
+            self._stories.forget(row.number)
 
     def _write_csv(self) -> None:
         began = time.monotonic()

@@ -188,7 +188,7 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
                 flush=True,
             )
         state = SweepController(sweep, log=log, history=run.make_history(), searcher=searcher)
-        if sweep.gpus_per_trial == "auto" and state.last_event:  # an earlier run has measured it
+        if sweep.gpus_per_trial == "auto" and state.past_events:  # an earlier run has measured it
             slots = count_slots(
                 sweep, list_live_resources(), gpus=state.history.gpus, process_mb=read_process_mb(sweep.path)
             )
@@ -284,7 +284,7 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
     table, retention = state.history.table, state.history.retention
     table.num_slots = slots.num_slots
     table.checkpoint_budget_bytes = retention.budget_bytes
-    title = f"sweep {sweep.name}  ·  {run.space.name}" + ("  ·  resumed" if state.last_event else "")
+    title = f"sweep {sweep.name}  ·  {run.space.name}" + ("  ·  resumed" if state.past_events else "")
     view = make_sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
     _raise_open_file_limit()
     with _add_resume_command(sweep), contextlib.closing(view), handle_interrupts(sweep, must_end) as is_interrupted:
@@ -292,7 +292,7 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         recorder = Recorder(
             table, folder=sweep.path, retention=retention, refresh_times=state.refresh_times, view=view, logs=logs
         )
-        recorder.log_last_event(state.last_event)
+        recorder.restore(state.past_events)
         state.open(num_slots=slots.num_slots, gpus=slots.total_gpus, listener=recorder)
         table.num_trials = state.history.num_trials
         view.refresh(table)

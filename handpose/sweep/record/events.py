@@ -12,24 +12,31 @@ import time
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from handpose.errors import UserError, add_file_name, explain_file_error
 from handpose.formats import upgrade_event
+from handpose.schedulers.reason import Reason
 
 if TYPE_CHECKING:  # workers read events without Optuna and Hydra
     from handpose.search.space import Params
 
-EVENTS_FORMAT = 4
+EVENTS_FORMAT = 5
 """Version of the file format. Increase it with every new kind of event, field or value.
 
 Each `sweep_opened` line contains the format version of the program that writes the lines after it. Files of format 1
 contain no version. Format 3 distinguishes a spent budget from a finished sweep, and it ends a sweep when every point of
 a finite search space has been tried. Format 4 has other names for the kinds of events and of failures, and for a field
-(handpose/formats.py).
+(handpose/formats.py). Format 5 records the reasons of decisions and the origins of proposals.
 """
+
+FORMAT_WITH_REASONS = 5
+"""First format in which each decision has its reason."""
+
+_SINCE_REASONS = {"since": FORMAT_WITH_REASONS}
+"""Metadata of the fields that earlier formats do not have."""
 
 Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasible"]
 """What happens to a trial after a report or after its costs have been measured.
@@ -95,11 +102,19 @@ class SweepOpened:
 
 @dataclass(frozen=True)
 class TrialSuggested:
-    """The searcher proposed a trial."""
+    """The searcher proposed a trial.
+
+    Attributes:
+        at: the sweep's own time in seconds.
+        trial: number of the trial.
+        params: configuration key -> value.
+        origin: where the parameters come from, such as `the default configuration`.
+    """
 
     at: float
     trial: int
     params: "Params"
+    origin: str = field(default="", metadata=_SINCE_REASONS)
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,7 @@ class SegmentStarted:
         source: the trial from whose checkpoint this one resumes (population based training); None: its own.
         checkpoint: the trial's own copy of the checkpoint of `source`.
         params: all parameters of the trial from now on (population based training); None: unchanged.
+        reason: why the scheduler resumed the paused trial; None: the trial was not paused.
     """
 
     at: float
@@ -125,16 +141,26 @@ class SegmentStarted:
     source: int | None = None
     checkpoint: CheckpointRecord | None = None
     params: "Params | None" = None
+    reason: Reason | None = field(default=None, metadata=_SINCE_REASONS)
 
 
 @dataclass(frozen=True)
 class CostsMeasured:
-    """The costs of a trial were measured before its training."""
+    """The costs of a trial were measured before its training.
+
+    Attributes:
+        at: the sweep's own time in seconds.
+        trial: number of the trial.
+        costs: name -> cost.
+        decision: `continue` or `infeasible`.
+        reason: which limit an infeasible trial violates.
+    """
 
     at: float
     trial: int
     costs: Mapping[str, float]
     decision: Decision
+    reason: Reason | None = field(default=None, metadata=_SINCE_REASONS)
 
 
 @dataclass(frozen=True)
@@ -151,6 +177,7 @@ class EpochReported:
         checkpoint: the newest checkpoint, if one has been saved since the last report.
         decision: what happens to the trial.
         note: a problem that did not end the trial.
+        reason: why the decision was made; None if the trial continues and was not compared with others.
     """
 
     at: float
@@ -162,6 +189,7 @@ class EpochReported:
     checkpoint: CheckpointRecord | None
     decision: Decision
     note: str = ""
+    reason: Reason | None = field(default=None, metadata=_SINCE_REASONS)
 
 
 @dataclass(frozen=True)
@@ -177,6 +205,7 @@ class SegmentFailed:
         retry: whether the trial is retried from its newest checkpoint.
         gpus: GPUs that the trial holds from now on; None: `SweepOpened.gpus`.
         node: name of the node on which it ran; empty if it is unknown.
+        reason: why the trial is retried or not.
     """
 
     at: float
@@ -187,6 +216,7 @@ class SegmentFailed:
     retry: bool
     gpus: float | None = None
     node: str = ""
+    reason: Reason | None = field(default=None, metadata=_SINCE_REASONS)
 
 
 @dataclass(frozen=True)
@@ -194,10 +224,16 @@ class NodeQuarantined:
     """A node was quarantined: several different trials failed on it while other nodes work.
 
     No more trials run on the node. The failures on it do not count as retries of the trials.
+
+    Attributes:
+        at: the sweep's own time in seconds.
+        node: name of the node.
+        trials: numbers of the trials that failed on it since its last report.
     """
 
     at: float
     node: str
+    trials: list[int] = field(default_factory=list, metadata=_SINCE_REASONS)
 
 
 @dataclass(frozen=True)
@@ -206,12 +242,20 @@ class TrialEnded:
 
     Either the sweep finished and the paused trial was not promoted, or the trial's function returned early. In files
     before format 3 a spent budget also ended the trials that were not over.
+
+    Attributes:
+        at: the sweep's own time in seconds.
+        trial: number of the trial.
+        state: state of the trial from now on.
+        cause: the error message of a failed trial, in one line.
+        reason: `not_promoted` or `returned`.
     """
 
     at: float
     trial: int
     state: Literal["stopped", "failed"]
     cause: str = ""
+    reason: Reason | None = field(default=None, metadata=_SINCE_REASONS)
 
 
 @dataclass(frozen=True)
@@ -223,10 +267,12 @@ class SweepClosed:
         reason: `finished`: nothing is left to run. `spent`: a budget is used up, and the sweep can be resumed with a
             larger one. `interrupted`: the user stopped it. `halted`: the first trials all failed. Before format 3 a
             spent budget was recorded as `finished`, too.
+        budget: with `spent`, the budget: its configuration key, the amount used, and as the cutoff the whole amount.
     """
 
     at: float
     reason: CloseReason
+    budget: Reason | None = field(default=None, metadata=_SINCE_REASONS)
 
 
 Event: TypeAlias = (
@@ -260,8 +306,13 @@ _KIND_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 _HINTS = {
     kind: typing.get_type_hints(kind, localns={"Params": dict[str, Any]})
-    for kind in (CheckpointRecord, *_KINDS.values())
+    for kind in (CheckpointRecord, Reason, *_KINDS.values())
 }
+_NESTED_RECORDS = {
+    kind: {name: record for name, hint in hints.items() for record in typing.get_args(hint) if record in _HINTS}
+    for kind, hints in _HINTS.items()
+}
+"""Kind of event -> name of a field -> the record that it contains."""
 
 
 def get_kind(event: Event) -> str:
@@ -306,7 +357,7 @@ class EventLog:
         Raises:
             UserError: the event cannot be written. The file is then unchanged.
         """
-        line = (json.dumps({"event": get_kind(event), **asdict(event)}) + "\n").encode()
+        line = (json.dumps({"event": get_kind(event), **_to_json_values(event)}) + "\n").encode()
         try:
             written = 0
             while written < len(line):
@@ -326,6 +377,15 @@ class EventLog:
                 os.fsync(self._file)
         finally:
             os.close(self._file)
+
+
+def _to_json_values(event: Event) -> dict[str, Any]:
+    """Return the fields of an event. A reason has only the fields that are not None, which keeps the file small."""
+    values = asdict(event)
+    for name in ("reason", "budget"):
+        if isinstance(values.get(name), dict):
+            values[name] = {key: value for key, value in values[name].items() if value is not None}
+    return values
 
 
 def read_events(path: Path) -> list[Event]:
@@ -460,19 +520,22 @@ def _explain_unknown(version: int) -> str:
 
 
 def _build_record(kind: type[Any], values: dict[str, Any], name: str, version: int) -> Any:
-    """Build an event or checkpoint record from a JSON object. `name` appears in error messages."""
-    fields_by_name = {field.name: field for field in fields(kind)}
-    for field in fields_by_name.values():
-        is_required = field.default is MISSING or version > 1
-        if is_required and field.name not in values:
-            raise _LineError(f"is damaged: {name!r} lacks {field.name!r}; {_RESTORE_HINT}")
+    """Build an event, checkpoint record or reason from a JSON object. `name` appears in error messages.
+
+    A field with a default value may be missing in format 1, in formats that do not have it, and in a reason.
+    """
+    fields_by_name = {each.name: each for each in fields(kind)}
+    for each in fields_by_name.values():
+        has_default = each.default is not MISSING or each.default_factory is not MISSING
+        is_optional = has_default and (kind is Reason or version < each.metadata.get("since", 2))
+        if each.name not in values and not is_optional:
+            raise _LineError(f"is damaged: {name!r} lacks {each.name!r}; {_RESTORE_HINT}")
     for key, value in values.items():
         if key not in fields_by_name:
             raise _LineError(f"has a field {key!r} of {name!r}, which is unknown: {_explain_unknown(version)}")
-        hint = _HINTS[kind][key]
-        if CheckpointRecord in typing.get_args(hint) and isinstance(value, dict):
-            values[key] = _build_record(CheckpointRecord, value, key, version)
-        elif not _has_type(value, hint):
+        if key in _NESTED_RECORDS[kind] and isinstance(value, dict):
+            values[key] = _build_record(_NESTED_RECORDS[kind][key], value, key, version)
+        elif not _has_type(value, _HINTS[kind][key]):
             raise _LineError(f"is damaged: {key!r} of {name!r} cannot be {value!r}; {_RESTORE_HINT}")
     if not math.isfinite(values.get("at", 0.0)):
         raise _LineError(f"is damaged: 'at' of {name!r} cannot be {values['at']!r}; {_RESTORE_HINT}")
@@ -488,6 +551,8 @@ def _has_type(value: Any, hint: Any) -> bool:
         return any(_has_type(value, each) for each in arguments)
     if origin is Literal:
         return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(_has_type(each, arguments[0]) for each in value)
     if origin is not None:  # a mapping
         return isinstance(value, dict) and all(_has_type(each, arguments[1]) for each in value.values())
     if hint is float:

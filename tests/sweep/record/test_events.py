@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from handpose.errors import UserError
 from handpose.report.trial_table import TrialTable
+from handpose.schedulers.reason import Reason
 from handpose.sweep.analysis.read_sweep import read_sweep
 from handpose.sweep.analysis.status import render_status
 from handpose.sweep.controller.history import History
@@ -38,17 +39,20 @@ from tests.sweep.simulation import SimulatedSweep
 from tests.sweep.sweeps import make_asha, make_settings
 
 CHECKPOINT = CheckpointRecord("checkpoints/trial_0003/epoch_0002_segment_1.ckpt", 2, 1000, 77)
+RUNG = Reason("rung", value=12.345678901234567, cutoff=1 / 3, rank=2, num_compared=7, num_passing=3)
 EVENTS = [
     SweepOpened(0.0, 12),
-    TrialSuggested(0.5, 3, {"optimizer.lr": 1e-3, "model/decoder": "pyramid", "list": [1, 2], "none": None}),
+    TrialSuggested(0.5, 3, {"optimizer.lr": 1e-3, "model/decoder": "pyramid", "list": [1, 2], "none": None}, "a grid"),
     SegmentStarted(0.6, 3, 1, 0),
-    CostsMeasured(0.7, 3, {"num_parameters": 1e6}, "continue"),
-    EpochReported(1.0, 3, 2, {"val/pa_mpjpe_mm": 12.345678901234567}, "node\n\r\u2028", 0, CHECKPOINT, "pause"),
-    SegmentStarted(2.0, 3, 2, 2, 0.5, 1, CHECKPOINT, {"optimizer.lr": 2e-3}),
-    SegmentFailed(2.5, 3, "killed", "gone", "a\nlong\nstory", True, 1.0, "gpu17"),
-    NodeQuarantined(2.6, "gpu17"),
-    TrialEnded(3.0, 3, "stopped"),
-    SweepClosed(4.0, "finished"),
+    CostsMeasured(0.7, 3, {"num_parameters": 1e6}, "continue", Reason("cost_limit", 2.0, 1.5, subject="latency_ms")),
+    EpochReported(
+        1.0, 3, 2, {"val/pa_mpjpe_mm": 12.345678901234567}, "node\n\r\u2028", 0, CHECKPOINT, "pause", "", RUNG
+    ),
+    SegmentStarted(2.0, 3, 2, 2, 0.5, 1, CHECKPOINT, {"optimizer.lr": 2e-3}, RUNG),
+    SegmentFailed(2.5, 3, "killed", "gone", "a\nlong\nstory", True, 1.0, "gpu17", Reason("retries", 1, 2)),
+    NodeQuarantined(2.6, "gpu17", [1, 3]),
+    TrialEnded(3.0, 3, "stopped", "", Reason("not_promoted")),
+    SweepClosed(4.0, "finished", Reason("sweep.gpu_hours", 2.5, 2.0)),
 ]
 
 
@@ -110,6 +114,35 @@ def test_events_of_format_3_are_read_under_their_new_names(tmp_path):
 def test_events_of_format_4_have_no_former_names(file):
     change_line(file, 2, event="asked")
     check_refused(file, "line 2 of 10 has an event 'asked', which is unknown")
+
+
+def test_a_reason_is_written_without_the_fields_that_it_does_not_need(file):
+    written = [json.loads(line).get("reason") for line in file.read_text().splitlines()]
+    assert written[8] == {"rule": "not_promoted"}
+    assert written[6] == {"rule": "retries", "value": 1, "cutoff": 2}
+    assert written[4] == {name: value for name, value in asdict(RUNG).items() if value is not None}
+
+
+def test_a_reason_that_lacks_its_rule_is_refused(file):
+    change_line(file, 5, reason={"value": 1.0})
+    check_refused(file, r"line 5 of 10 is damaged: 'reason' lacks 'rule'")
+
+
+def test_events_of_format_4_have_no_reasons_and_no_origins(file):
+    added = ("origin", "reason", "trials", "budget")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [{name: value for name, value in line.items() if name not in added} for line in lines]
+    lines[0]["version"], lines[-1]["reason"] = 4, "finished"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    events = read_events(file)
+    assert [getattr(event, "reason", None) for event in events] == [None] * 9 + ["finished"]
+    assert (events[1].origin, events[7].trials, events[9].budget) == ("", [], None)
+    log = EventLog(file)
+    log.append(SweepOpened(5.0, 12))
+    log.append(TrialSuggested(5.1, 4, {}))
+    log.close()
+    change_line(file, 12, origin="LEFT OUT")
+    check_refused(file, r"line 12 of 12 is damaged: 'trial_suggested' lacks 'origin'")
 
 
 def test_values_that_are_no_numbers_come_back(tmp_path):
@@ -204,9 +237,9 @@ def test_a_later_format_is_refused_with_both_versions(file):
 
 def test_a_program_before_the_spent_budget_says_that_the_file_is_of_a_later_version(file, monkeypatch):
     change_line(file, 10, reason="spent")
-    assert read_events(file)[-1] == SweepClosed(EVENTS[-1].at, "spent")
+    assert read_events(file)[-1] == replace(EVENTS[-1], reason="spent")
     monkeypatch.setattr(module, "EVENTS_FORMAT", 2)
-    check_refused(file, r"line 1 of 10 starts events of format 4, but .* reads formats up to 2: use the later version")
+    check_refused(file, r"line 1 of 10 starts events of format 5, but .* reads formats up to 2: use the later version")
 
 
 def test_a_sweep_that_a_later_version_continued_is_refused_there(file):
@@ -220,7 +253,7 @@ def test_a_sweep_that_a_later_version_continued_is_refused_there(file):
 
 def test_events_without_a_version_are_of_format_1(file):
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    for line, lacking in ((0, ("version", "gpus")), (4, ("note",)), (6, ("gpus", "node"))):
+    for line, lacking in ((0, ("version", "gpus")), (4, ("note", "reason")), (6, ("gpus", "node", "reason"))):
         for key in lacking:
             del lines[line][key]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -236,7 +269,7 @@ def test_events_without_a_version_are_of_format_1(file):
         for number, event in enumerate(EVENTS, start=1)
         for field in fields(event)
         for value in ("LEFT OUT", [1], {"file": "x"})
-        if (field.name, value) not in (("params", {"file": "x"}), ("version", "LEFT OUT"))
+        if (field.name, value) not in (("params", {"file": "x"}), ("version", "LEFT OUT"), ("trials", [1]))
     ],
 )
 def test_a_field_that_is_missing_or_of_another_type_is_named(file, number, field, value):
