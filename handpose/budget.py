@@ -92,6 +92,10 @@ class BudgetSettings:
         given = [f"budget.{name}={value:g}" for name, value in values.items() if isinstance(value, (int, float))]
         return " ".join([*given, *([] if self.finish_by is None else [f"budget.finish_by={self.finish_by}"])])
 
+    def describe_removal(self) -> str:
+        """Return the overrides that remove this budget, for messages."""
+        return " ".join(f"{item.partition('=')[0]}=null" for item in self.describe().split())
+
 
 class Deadline:
     """When a run has to be finished.
