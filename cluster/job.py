@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import Allocation, find_allocation, remove_scheduler_variables
 from cluster.sweep import INTERRUPTED_STATUS, find_sweep_folder, make_tune_command, measure_progress, split_arguments
+from handpose.dotenv_file import load_dotenv_file
 from handpose.files import read_json, write_json
-from handpose.program import exit_on_user_error, load_dotenv_file
+from handpose.program import exit_on_user_error
 from handpose.sweep.execution.interpreter import check_interpreter
 from handpose.sweep.execution.privacy import AUTH_MODE_VARIABLE, TOKEN_PATH_VARIABLE, TOKEN_VARIABLE, write_token
 from handpose.sweep.record.settings import format_resume_command

@@ -17,9 +17,9 @@ sys.path.insert(0, str(REPOSITORY))
 
 from cluster.sweep import find_sweep_folder, split_arguments  # noqa: E402
 from handpose.config import compose, override_key, quote_override  # noqa: E402
+from handpose.dotenv_file import load_dotenv_file  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
 from handpose.files import write_atomically  # noqa: E402
-from handpose.program import load_dotenv_file  # noqa: E402
 from handpose.search.space import load_space  # noqa: E402
 from handpose.search.study import hide_password  # noqa: E402
 from handpose.sweep.execution.interpreter import check_interpreter  # noqa: E402

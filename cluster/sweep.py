@@ -18,9 +18,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from handpose.config import compose, override_key, parse_override_value, quote_override  # noqa: E402
+from handpose.dotenv_file import load_dotenv_file  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
 from handpose.files import expand_home  # noqa: E402
-from handpose.program import exit_on_user_error, load_dotenv_file  # noqa: E402
+from handpose.program import exit_on_user_error  # noqa: E402
 from handpose.utf8 import use_utf8  # noqa: E402
 
 ARGUMENTS_VARIABLE = "SWEEP_ARGUMENTS"

@@ -4,21 +4,17 @@
 """
 
 import argparse
-import io
 import itertools
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
 import hydra
-from dotenv import find_dotenv, load_dotenv
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -34,9 +30,10 @@ from handpose.config import (
     use_given_extensions,
 )
 from handpose.config_files import config_folders
+from handpose.dotenv_file import load_dotenv_file
 from handpose.errors import UserError, explain_file_error, is_about_files, join_lines
 from handpose.formats import rename_key
-from handpose.utf8 import read_utf8, use_utf8
+from handpose.utf8 import use_utf8
 
 
 def run_script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
@@ -131,29 +128,6 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def load_dotenv_file() -> None:
-    """Load the .env file in the working folder or above it. Variables that are already set keep their values.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    path = find_dotenv(usecwd=True)
-    _unset_empty_variables()
-    try:
-        if path:
-            load_dotenv(stream=io.StringIO(read_utf8(Path(path))))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({join_lines(error)}); it must hold lines like MP_DATA=DIR") from error
-    _unset_empty_variables()
-
-
-def _unset_empty_variables() -> None:
-    """Unset folder variables that are empty: an empty path would put the results directly into the working folder."""
-    for name in ("MP_DATA", "DIR_SCRATCH"):
-        if os.environ.get(name) == "":
-            del os.environ[name]
 
 
 @contextmanager
