@@ -1,8 +1,8 @@
 """Reads environment variables from a .env file, but not from a file that another user can have written.
 
-The file is looked for in the working folder and in all folders above it. Some of these, such as /tmp or a shared scratch
-disk, can be written by everyone. Only variables that this project documents are set: PYTHONPATH, LD_PRELOAD or
-RAY_AUTH_MODE would let whoever wrote the file run programs as this user.
+The file is looked for in the working folder and in all folders above it. Some of these, such as /tmp or a shared
+scratch disk, can be written by everyone. Only variables that this project documents are set: PYTHONPATH, LD_PRELOAD
+or RAY_AUTH_MODE would let whoever wrote the file run programs as this user.
 """
 
 import io

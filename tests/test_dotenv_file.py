@@ -24,6 +24,10 @@ def environment(tmp_path, monkeypatch):
     os.umask(before)
 
 
+def write(name, text):
+    Path(name).write_text(text, encoding="utf-8")
+
+
 @pytest.fixture
 def give_away(monkeypatch):
     """Makes a file, or a link itself, look like that of another user."""
@@ -34,8 +38,8 @@ def give_away(monkeypatch):
 
 
 def test_the_nearest_file_sets_what_is_not_set_yet(environment):
-    Path("../.env").write_text("MP_DATA=/data\nSTUDY_URL=sqlite:////above\n")
-    Path("../../.env").write_text("MP_DATA=/far\nDIR_SCRATCH=/far\n")
+    write("../.env", "MP_DATA=/data\nSTUDY_URL=sqlite:////above\n")
+    write("../../.env", "MP_DATA=/far\nDIR_SCRATCH=/far\n")
     environment["STUDY_URL"] = "sqlite:////mine"
     load_dotenv_file()
     assert (environment["MP_DATA"], environment["STUDY_URL"]) == ("/data", "sqlite:////mine")
@@ -45,7 +49,7 @@ def test_the_nearest_file_sets_what_is_not_set_yet(environment):
 def test_a_variable_that_would_run_other_code_is_not_set(environment, capsys):
     names = ["LD_PRELOAD", "MATPLOTLIBRC", "PATH", "PYTHONPATH", "RAY_AUTH_MODE", "RAY_ADDRESS", "SWEEP_ARGUMENTS"]
     before = dict(environment)
-    Path(".env").write_text("".join(f"export {name}=evil\n" for name in names) + "WANDB_API_KEY=mine\n")
+    write(".env", "".join(f"export {name}=evil\n" for name in names) + "WANDB_API_KEY=mine\n")
     load_dotenv_file()
     assert environment == before | {"WANDB_API_KEY": "mine"}
     warning = capsys.readouterr().err
@@ -55,8 +59,8 @@ def test_a_variable_that_would_run_other_code_is_not_set(environment, capsys):
 
 
 def test_a_file_of_another_user_is_passed_over(environment, give_away, capsys):
-    Path(".env").write_text("MP_DATA=/theirs\nDIR_SCRATCH=/theirs\n")
-    Path("../.env").write_text("MP_DATA=/mine\n")
+    write(".env", "MP_DATA=/theirs\nDIR_SCRATCH=/theirs\n")
+    write("../.env", "MP_DATA=/mine\n")
     give_away(Path(".env"))
     load_dotenv_file()
     assert environment["MP_DATA"] == "/mine"
@@ -65,7 +69,7 @@ def test_a_file_of_another_user_is_passed_over(environment, give_away, capsys):
 
 
 def test_a_link_of_another_user_to_a_file_of_this_user_is_passed_over(environment, give_away):
-    Path("../project.env").write_text("DIR_SCRATCH=/elsewhere\n")
+    write("../project.env", "DIR_SCRATCH=/elsewhere\n")
     Path(".env").symlink_to(Path("../project.env"))
     give_away(Path(".env"))
     load_dotenv_file()
@@ -85,7 +89,7 @@ def test_the_owner_of_a_file_is_compared_with_the_user(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
 def test_a_file_that_others_can_write_is_refused(environment, mode):
-    Path(".env").write_text("MP_DATA=/data\n")
+    write(".env", "MP_DATA=/data\n")
     Path(".env").chmod(mode)
     with pytest.raises(UserError, match=rf"\.env can be written by other users.* chmod go-w {Path.cwd()}/\.env"):
         load_dotenv_file()
@@ -94,7 +98,7 @@ def test_a_file_that_others_can_write_is_refused(environment, mode):
 
 def test_a_folder_of_that_name_is_passed_over(environment):
     Path(".env").mkdir()
-    Path("../.env").write_text("MP_DATA=/data\n")
+    write("../.env", "MP_DATA=/data\n")
     load_dotenv_file()
     assert environment["MP_DATA"] == "/data"
 
