@@ -120,6 +120,22 @@ def find_nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name, relative to a folder, stays in that folder: it is not absolute and has no `..` in it."""
+    return not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
+
+
+def join_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder. Its name comes from a file or a store that someone else may have written.
+
+    Raises:
+        UserError: the name leaves the folder.
+    """
+    if not stays_inside(name):
+        raise UserError(f"{name!r} is not the name of a file in {folder}: names must not be absolute or contain '..'")
+    return folder / name
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Write a value as JSON; see `to_json`."""
     with write_atomically(path) as part:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution
 
 from handpose.errors import UserError
-from handpose.files import read_json
+from handpose.files import join_inside, read_json
 from handpose.report.sweep_record import (
     Candidate,
     Confirmation,
@@ -282,6 +282,6 @@ def _read_retraining(folder: Path) -> RetrainedWinner | None:
     metrics = {name: _parse_number(value) for name, value in read_json(file)["metrics"].items()}
     place, hands = folder / "hands", []
     for each in read_json(place / "hands.json") if (place / "hands.json").is_file() else []:
-        error_mm, jpeg = _parse_number(each["pa_mpjpe_mm"]), (place / each["file"]).read_bytes()
+        error_mm, jpeg = _parse_number(each["pa_mpjpe_mm"]), join_inside(place, each["file"]).read_bytes()
         hands.append(HandPicture(each["kind"], each["name"], error_mm, jpeg))
     return RetrainedWinner(metrics, hands)

@@ -19,7 +19,7 @@ import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from handpose.errors import UserError, join_lines
-from handpose.files import write_atomically
+from handpose.files import stays_inside, write_atomically
 from handpose.urls import join_url
 
 _ATOMIC_FILE_SYSTEMS = ("s3", "gcs", "abfs")
@@ -44,8 +44,8 @@ class StoredFile(NamedTuple):
 class ObjectStore:
     """A folder in an object store.
 
-    Names of files are relative to the folder, with slashes. All methods raise OSError when an operation fails, and
-    FileNotFoundError when a file does not exist.
+    Names of files are relative to the folder, with slashes. All methods raise OSError when an operation fails,
+    FileNotFoundError when a file does not exist, and UserError when a name, given or listed, leaves the folder.
 
     Args:
         url: URL of the folder.
@@ -63,6 +63,7 @@ class ObjectStore:
 
     def open_subfolder(self, name: str) -> "ObjectStore":
         """Open a subfolder."""
+        self._check_name(name)
         return ObjectStore(join_url(self.url, name))
 
     def read(self, name: str) -> bytes:
@@ -118,11 +119,14 @@ class ObjectStore:
         place = self._get_path(folder).rstrip("/")
         with _convert_arrow_errors():
             found: list[FileInfo] = self._files.get_file_info(FileSelector(place, recursive=True, allow_not_found=True))
-        return {
+        files = {
             each.path.removeprefix(self._root).lstrip("/"): StoredFile(each.size, (each.mtime_ns or 0) / 1e9)
             for each in found
             if each.type == FileType.File
         }
+        for name in files:
+            self._check_name(name)
+        return files
 
     def check(self) -> None:
         """Check the access to the store: write a file, read it back and remove it.
@@ -144,7 +148,15 @@ class ObjectStore:
         if not is_same:
             raise UserError(f"sweep.storage={self.url} returns other data than was written")
 
+    def _check_name(self, name: str) -> None:
+        if not stays_inside(name):
+            raise UserError(
+                f"{self} has a file {name!r}, whose name leads out of the folder; whoever can write there may want to "
+                "overwrite files of yours: remove that file, or use another store"
+            )
+
     def _get_path(self, name: str) -> str:
+        self._check_name(name)
         return f"{self._root}/{name}" if name else self._root
 
     @contextlib.contextmanager
