@@ -11,7 +11,7 @@ from benchmarks.report import make_sweep
 from handpose.errors import UserError
 from handpose.report.__main__ import main
 from handpose.search.space import load_space
-from handpose.sweep.analysis.read_sweep import read_sweep
+from handpose.sweep.analysis.read_sweep import _read_confirmation, read_sweep
 from handpose.sweep.analysis.report import write_report
 
 NUM_TRIALS = 60
@@ -196,3 +196,13 @@ def test_a_picture_outside_the_folder_of_hands_is_refused(swept, tmp_path):
     (place / "hands.json").write_text(json.dumps(listed))
     with pytest.raises(UserError, match=r"'\.\./\.\./\.\./private' is not the name of a file in .*/hands"):
         read_sweep(folder, with_importance=False)
+
+
+@pytest.mark.parametrize("change", [{"trial": "3' onmouseover='x"}, {"values": [1, 2]}, {"mean": "much"}])
+def test_a_confirmation_with_values_of_other_types_is_refused(swept, tmp_path, change):
+    file = tmp_path / "confirm.yaml"
+    content = yaml.safe_load((swept[0] / "confirm" / "confirm.yaml").read_text(encoding="utf-8"))
+    content["candidates"][0] |= change
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"confirm\.yaml does not have the expected content"):
+        _read_confirmation(file)
