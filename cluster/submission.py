@@ -16,13 +16,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from cluster.sweep import find_sweep_folder, split_arguments  # noqa: E402
-from handpose.config import compose, override_key, quote_override  # noqa: E402
+from handpose.config import compose, override_key, parse_override_value, quote_override  # noqa: E402
 from handpose.dotenv_file import load_dotenv_file  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
 from handpose.files import write_atomically  # noqa: E402
-from handpose.search.space import load_space  # noqa: E402
-from handpose.search.study import hide_password  # noqa: E402
 from handpose.sweep.execution.interpreter import check_interpreter  # noqa: E402
+from handpose.urls import hide_secrets  # noqa: E402
 
 _FORBIDDEN_KEYS = ("ray.address", "ray.num_cpus", "sweep.status", "sweep.folder")
 
@@ -107,12 +106,11 @@ def read_submission(
     if not {"sweep.name", "sweep.resume"} & given:
         arguments.append(f"sweep.name={datetime.now():sweep-%Y-%m-%d-%H-%M-%S}")
     # Environment variables of the other machines need not exist here.
-    checked = arguments if is_here else [re.sub(r"\$\{oc\.env:\w+\}", "elsewhere", item) for item in arguments]
+    checked = arguments if is_here else [_replace_variables(item) for item in arguments]
     folder = find_sweep_folder(checked)
     if is_here:
-        _check_sweep(folder, is_resumed="sweep.resume" in given)
-    if "sweep.resume" not in given:
-        load_space(compose("tune", checked).search_space)
+        _check_folder(folder, is_resumed="sweep.resume" in given)
+    _check_sweep(checked, folder if is_here else None)
     return Submission(folder.name, folder, folder.parents[1] / "jobs" / folder.name, options, more, arguments)
 
 
@@ -166,14 +164,62 @@ def _check_arguments(arguments: Sequence[str]) -> None:
     for item in arguments:
         if override_key(item) in _FORBIDDEN_KEYS:
             raise UserError(f"{item} cannot be set in a job, which starts its own Ray and finds the sweep by its name")
-        if hide_password(item) != item:
-            raise UserError(
-                f"{hide_password(item)} would write its password into the job's script; put the whole URL into "
-                f".env, as STUDY_URL=..., and give {override_key(item)}='${{oc.env:STUDY_URL}}'"
+        if (shown := hide_secrets(item)) != item:
+            remedy = (
+                "put the whole URL into .env, as STUDY_URL=..., and give searcher.storage='${oc.env:STUDY_URL}'"
+                if override_key(item) == "searcher.storage"
+                else "put it into the environment or into .env, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
+            raise UserError(f"{shown} would write a secret into the job's script and into lists of processes; {remedy}")
 
 
-def _check_sweep(folder: Path, *, is_resumed: bool) -> None:
+def _replace_variables(argument: str) -> str:
+    value = "file:///elsewhere" if override_key(argument) == "sweep.storage" else "elsewhere"
+    return re.sub(r"\$\{oc\.env:\w+\}", value, argument)
+
+
+def _check_sweep(arguments: Sequence[str], folder: Path | None) -> None:
+    """Check what tune.py would check, so that a mistake does not wait for hours in the queue.
+
+    Args:
+        arguments: the arguments of tune.py.
+        folder: the folder of the sweep; None: it is not accessible from this machine.
+    """
+    # Imported here because they take seconds.
+    from hydra.utils import instantiate
+
+    from handpose.config import insert_best_overrides, instantiate_key, is_group, to_plain_values
+    from handpose.search.space import fix_params, flatten_config, load_space
+    from handpose.sweep.driver.resume import (
+        check_study_url,
+        check_task_overrides,
+        find_fixed_params,
+        load_recorded_task,
+    )
+    from handpose.sweep.preflight.checks import check_search, check_settings
+
+    if any(override_key(item) == "sweep.resume" for item in arguments):
+        check_task_overrides(arguments)
+        if folder is None:
+            return
+        task = load_recorded_task(folder, arguments)
+        config, space, overrides = task.config, task.space, list(task.overrides)
+    else:
+        config = compose("tune", list(arguments))
+        instantiate_key(config, "budget").check_is_ahead()
+        check_study_url(config)
+        options = {key: parse_override_value(item) for item in arguments if is_group(key := override_key(item))}
+        values = flatten_config(to_plain_values(config)) | options
+        given = [override_key(item) for item in arguments if not item.startswith("~")]
+        space = load_space(config.search_space)
+        space = fix_params(space, find_fixed_params(space, given, values))
+        overrides = [item for item in insert_best_overrides(list(arguments)) if override_key(item) != "best"]
+    sweep = instantiate(config.sweep)
+    check_settings(sweep)
+    check_search(config, sweep, space, overrides)
+
+
+def _check_folder(folder: Path, *, is_resumed: bool) -> None:
     there = (folder / "sweep.yaml").is_file()
     if is_resumed and not there:
         raise UserError(f"sweep.resume={folder}: this folder has no sweep")

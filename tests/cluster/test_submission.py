@@ -7,11 +7,21 @@ import subprocess
 
 import pytest
 
-from cluster import lsf, slurm
+from cluster import kuberay, lsf, ray_up, slurm
 from cluster.submission import REPOSITORY, make_job_parser, parse_wall_time, read_submission
+from handpose.config import compose, list_location_overrides
+from handpose.search.space import load_space
+from handpose.sweep.driver.resume import SweepTask, copy_space, make_sweep_record
+from handpose.yaml_files import write_yaml
 
 JOB = ["--nodes", "4", "--gpus-per-node", "2", "--wall-time", "04:00:00"]
 SWEEP = ["sweep.name=hands", "sweep.num_trials=7"]
+OPTIONS = {
+    slurm: JOB,
+    lsf: JOB,
+    kuberay: ["--cpus-per-node", "8", "--image", "r/hands:1", "--claim", "sweeps"],
+    ray_up: ["--provider", "local", "--hosts", "10.1.0.1", "--output", "hands.yaml"],
+}
 
 
 @pytest.fixture
@@ -95,19 +105,83 @@ def test_a_mistake_is_a_sentence_before_anything_is_submitted(working_folder, ca
     assert re.search(sentence, run_refused(slurm, capsys, *argv))
 
 
-def test_a_password_does_not_get_into_a_script(working_folder, capsys):
-    told = run_refused(slurm, capsys, *JOB, "--", *SWEEP, "searcher.storage=postgresql://me:hunter2@db/x")
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "searcher.storage=postgresql://me:hunter2@db/x",
+        "searcher.storage=postgresql://db/x?passwd=hunter2",
+        "searcher.storage='postgresql://me@db/x?sslmode=require&sslpassword=hunter2'",
+    ],
+)
+@pytest.mark.parametrize("launcher", [slurm, lsf, kuberay, ray_up])
+def test_a_password_does_not_get_into_a_script(working_folder, capsys, launcher, argument):
+    told = run_refused(launcher, capsys, *OPTIONS[launcher], "--", *SWEEP, argument)
     assert "hunter2" not in told
     assert "searcher.storage='${oc.env:STUDY_URL}'" in told
 
 
-def test_a_sweep_that_is_there_is_not_begun_again(working_folder, capsys):
+@pytest.mark.parametrize(
+    "argument", ["s3://b/x?secret_key=hunter2", "s3://KEY:hunter2@b/x", "abfs://b@a/x?sig=hunter2"]
+)
+def test_the_key_of_a_store_does_not_get_into_a_script(working_folder, capsys, argument):
+    told = run_refused(slurm, capsys, *JOB, "--", *SWEEP, f"sweep.storage={argument}")
+    assert "hunter2" not in told
+    assert "AWS_SECRET_ACCESS_KEY" in told
+
+
+@pytest.mark.parametrize("launcher", [slurm, lsf, kuberay, ray_up])
+@pytest.mark.parametrize("name", ["a b", "..", "a/b", "'a\n#SBATCH --wrap=x'", "'a;b'"])
+def test_a_name_that_is_no_folder_is_refused_before_anything_is_submitted(working_folder, capsys, launcher, name):
+    told = run_refused(launcher, capsys, *OPTIONS[launcher], "--", f"sweep.name={name}", "sweep.storage=s3://b/x")
+    assert re.search(r"sweep\.name=.* must be the name of a folder", told)
+    assert list(working_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["sweep.metric=val/pa_mpjpe"], r"sweep\.metric=val/pa_mpjpe is not measured"),
+        (["sweep.gpus_per_trial=1.5"], r"sweep\.gpus_per_trial must be a whole number"),
+        (["sweep.storage=/shared"], r"sweep\.storage=/shared is not a URL"),
+        (["report.scientific=seed"], r"report\.scientific=seed is not searched"),
+        (["sweep.max_epochs=7", "trainer.check_val_every_n_epoch=2"], r"sweep\.max_epochs=7 must be a multiple"),
+        (["train_on_val=true"], r"train_on_val=true leaves no validation split"),
+        (["budget.finish_by=2020-01-01T00:00"], r"budget\.finish_by=2020-01-01T00:00 is in the past"),
+    ],
+)
+def test_what_tune_would_refuse_is_refused_before_a_job_waits(working_folder, capsys, arguments, sentence):
+    assert re.search(sentence, run_refused(slurm, capsys, *JOB, "--", *SWEEP, *arguments))
+
+
+@pytest.fixture
+def begun(working_folder):
+    """The folder of a sweep that has been begun."""
     folder = working_folder / "outputs" / "sweeps" / "hands"
-    folder.mkdir(parents=True)
-    (folder / "sweep.yaml").write_text("")
-    assert f"give sweep.resume={folder}" in run_refused(slurm, capsys, *JOB, "--", *SWEEP)
-    submission = read_submission(make_job_parser(""), [*JOB, "--", f"sweep.resume={folder}"])
-    assert (submission.name, submission.folder) == ("hands", folder)
+    config = compose("tune", SWEEP)
+    task = SweepTask(config, SWEEP, list_location_overrides(config), {}, load_space("default"))
+    copy_space(task.space, folder)
+    write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
+    return folder
+
+
+def test_a_sweep_that_is_there_is_not_begun_again(begun, capsys):
+    assert f"give sweep.resume={begun}" in run_refused(slurm, capsys, *JOB, "--", *SWEEP)
+    submission = read_submission(make_job_parser(""), [*JOB, "--", f"sweep.resume={begun}", "sweep.num_trials=9"])
+    assert (submission.name, submission.folder) == ("hands", begun)
+
+
+def test_what_a_resumed_sweep_cannot_change_is_refused_before_a_job_waits(begun, capsys):
+    told = run_refused(slurm, capsys, *JOB, "--", f"sweep.resume={begun}", "optimizer.lr=1")
+    assert "optimizer.lr=1: a resumed sweep keeps its configuration" in told
+
+
+def test_what_the_command_line_fixes_is_not_checked_as_if_it_were_searched(working_folder, capsys):
+    """As in tune.py: the values of the space would not fit the rest of the command line."""
+    (working_folder / "space.yaml").write_text(
+        "optimizer.lr: interval(0.1, 0.2)\ntrainer.max_epochs: choice(1, null)\n"
+    )
+    arguments = ["search_space=space.yaml", "trainer.max_epochs=3"]
+    assert run_dry(slurm, capsys, *JOB, "--dry-run", "--", *SWEEP, *arguments)
 
 
 def test_a_scheduler_that_is_not_there_is_a_sentence(working_folder, capsys, monkeypatch):

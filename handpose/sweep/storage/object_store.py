@@ -13,20 +13,19 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from handpose.errors import UserError, join_lines
 from handpose.files import stays_inside, write_atomically
-from handpose.urls import join_url
+from handpose.urls import hide_secrets, join_url
 
 _ATOMIC_FILE_SYSTEMS = ("s3", "gcs", "abfs")
 """File systems on which a file appears only when it is closed. On others, a temporary file is moved to its name."""
 
 _CHUNK_BYTES = 2**22
-_SECRET = re.compile("secret|token|key|password|signature|^sig$", re.IGNORECASE)
 
 
 class StoredFile(NamedTuple):
@@ -185,18 +184,23 @@ def summarise_store_error(error: BaseException) -> str:
     )
 
 
+def check_url_secrets(url: str) -> None:
+    """Raise UserError if the URL of a store contains a secret."""
+    if hide_secrets(url) != url:
+        raise UserError(
+            f"sweep.storage={hide_secrets(url)} contains a secret, which would be stored in files; give it in the "
+            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+
+
 @lru_cache(maxsize=64)
 def _open_file_system(url: str) -> tuple[FileSystem, str]:
     """Return pyarrow's file system and the path in it.
 
     Opening makes no network request, except for the region of an Amazon S3 bucket.
     """
+    check_url_secrets(url)
     parts = urlsplit(url)
-    if parts.password or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query)):
-        raise UserError(
-            f"sweep.storage={_hide_secrets(url)} contains a secret, which would be stored in files; give it in the "
-            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
     try:
         # By default pyarrow 26 retries requests to Google Cloud Storage for 15 minutes.
         query = "retry_limit_seconds=20" if parts.scheme in ("gs", "gcs") and not parts.query else parts.query
@@ -207,11 +211,6 @@ def _open_file_system(url: str) -> tuple[FileSystem, str]:
             f"s3://bucket/folder, gs://bucket/folder or file:///folder"
         ) from error
     return files, path.rstrip("/")
-
-
-def _hide_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
 
 
 @contextlib.contextmanager
