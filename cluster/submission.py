@@ -1,6 +1,7 @@
 """What the launchers share: their options, the checks before a submission, and the script of the job."""
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -56,7 +57,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--nodes", type=int, default=1, help="number of machines")
-    parser.add_argument("--gpus-per-node", type=int, default=0, help="GPUs of each machine; 0: trials run on cores")
+    parser.add_argument(
+        "--gpus-per-node",
+        default="0",
+        metavar="[TYPE:]NUMBER",
+        help="GPUs of each machine, such as 8 or a100:8; default: 0, trials run on cores",
+    )
     parser.add_argument("--cpus-per-node", type=int, help="cores of each machine; default: whole machines")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and exit")
     return parser
@@ -73,10 +79,43 @@ def make_job_parser(description: str) -> argparse.ArgumentParser:
         "--warning-s", type=int, default=300, help="seconds before the end of the wall time at which the sweep is saved"
     )
     parser.add_argument("--wait-s", type=int, default=300, help="longest time to wait for nodes, in seconds")
+    parser.add_argument("--min-nodes", type=int, help="nodes below which the job fails; default: half of --nodes")
     parser.add_argument(
         "--network", help="network for traffic between nodes, such as 10.1.0.0/16; default: that of their names"
     )
+    parser.add_argument(
+        "--wrap",
+        default="",
+        help="beginning of the commands that need the project's Python, such as 'apptainer exec --nv IMAGE'",
+    )
     return parser
+
+
+class GpuRequest(NamedTuple):
+    """GPUs of each machine.
+
+    Attributes:
+        number: how many.
+        type: the cluster's name of their type, such as a100, or 1g.10gb for parts of GPUs (MIG); None: any type.
+    """
+
+    number: int
+    type: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.number) if self.type is None else f"{self.type}:{self.number}"
+
+
+def parse_gpus(text: str) -> GpuRequest:
+    """Parse the value of --gpus-per-node: `8` or `a100:8`.
+
+    Raises:
+        UserError: the text has another form.
+    """
+    found = re.fullmatch(r"(?:([A-Za-z0-9][\w.-]*):)?(\d+)", text)
+    if found is None:
+        raise UserError(f"--gpus-per-node {text} must be a number of GPUs, or TYPE:NUMBER such as a100:8")
+    return GpuRequest(int(found[2]), found[1])
 
 
 def read_submission(
@@ -127,9 +166,12 @@ def _select_scheduler_options(unknown: Sequence[str], reserved: Sequence[str]) -
             raise UserError(f"{item} is not an option; put arguments of tune.py after two dashes: -- {item}")
     for item in selected:
         name = re.split(r"[= ]", item)[0]
-        if name in reserved:
+        # sbatch also reads -N4, without a space; bsub has no options of two dashes.
+        is_short = "--nodes" in reserved and not name.startswith("--")
+        if name in reserved or (is_short and name[:2] in reserved):
             raise UserError(
-                f"{item}: {name} is set by this launcher from its own options, such as --nodes (see --help)"
+                f"{item}: {name} is set by this launcher from its own options, such as --nodes and --gpus-per-node "
+                "(see --help)"
             )
         if "\n" in item:
             raise UserError(f"{item!r}: an option must not contain a line break")
@@ -137,10 +179,13 @@ def _select_scheduler_options(unknown: Sequence[str], reserved: Sequence[str]) -
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_node", 1), ("wait_s", 1), ("warning_s", 1)):
+    options.gpus_per_node = parse_gpus(options.gpus_per_node)
+    for name, least in (("nodes", 1), ("cpus_per_node", 1), ("wait_s", 1), ("warning_s", 1), ("min_nodes", 1)):
         value = getattr(options, name, None)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, but it is {value}")
+    if (getattr(options, "min_nodes", None) or 1) > options.nodes:
+        raise UserError(f"--min-nodes {options.min_nodes} is more than --nodes {options.nodes}")
     if "wall_time" in options and options.warning_s >= parse_wall_time(options.wall_time):
         raise UserError(
             f"--warning-s {options.warning_s} leaves no time to train within --wall-time {options.wall_time}"
@@ -227,7 +272,9 @@ def _check_folder(folder: Path, *, is_resumed: bool) -> None:
         raise UserError(f"{folder} already has a sweep; give sweep.resume={folder}, or another sweep.name")
 
 
-def make_script(submission: Submission, directives: Sequence[str], *, before: Sequence[str] = ()) -> str:
+def make_script(
+    submission: Submission, directives: Sequence[str], *, num_gpus: int | None, before: Sequence[str] = ()
+) -> str:
     """Build the script of the job: the scheduler's directives, the setup, and cluster/job.py.
 
     job.py replaces the shell, so that it receives the scheduler's signals.
@@ -235,14 +282,17 @@ def make_script(submission: Submission, directives: Sequence[str], *, before: Se
     Args:
         submission: the submission.
         directives: the lines for the scheduler.
+        num_gpus: GPUs of each machine; None: as many as Ray finds there.
         before: lines of shell that come first.
     """
     given = submission.options
     options = [f"--folder={submission.job_folder}", f"--warning-s={given.warning_s}", f"--wait-s={given.wait_s}"]
-    options += [f"--gpus={given.gpus_per_node}"]
+    options += [f"--min-nodes={given.min_nodes or math.ceil(given.nodes / 2)}"]
+    options += [] if num_gpus is None else [f"--gpus={num_gpus}"]
     options += [] if given.cpus_per_node is None else [f"--cpus={given.cpus_per_node}"]
     options += [] if given.network is None else [f"--network={given.network}"]
-    if not given.setup:
+    options += [f"--wrap={given.wrap}"] if given.wrap else []
+    if not given.setup and not given.wrap:
         check_interpreter(sys.executable)
     python = "python" if given.setup else sys.executable
     command = shlex.join([python, str(REPOSITORY / "cluster" / "job.py"), *options, "--", *submission.arguments])

@@ -5,9 +5,11 @@
 
 import argparse
 import itertools
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +36,15 @@ from handpose.dotenv_file import load_dotenv_file
 from handpose.errors import UserError, explain_file_error, is_about_files, join_lines
 from handpose.formats import rename_key
 from handpose.utf8 import use_utf8
+
+
+_REPEAT_S = 10.0
+"""Seconds after a SIGTERM in which another one is the same request.
+
+scancel sends SIGTERM to every process of a Slurm job, and the job's script passes it on to the sweep.
+"""
+
+_last_sigterm_s = -math.inf
 
 
 def run_script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
@@ -171,6 +182,7 @@ def interrupt_on_sigterm() -> Iterator[None]:
     if not is_free or threading.current_thread() is not threading.main_thread():
         yield
         return
+    forget_sigterm()
     signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
     try:
         yield
@@ -178,5 +190,24 @@ def interrupt_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _raise_keyboard_interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _raise_keyboard_interrupt(number: int, frame: FrameType | None) -> None:
+    if not is_repeated_sigterm(number):  # a repeat would interrupt what the first one has started, such as saving
+        raise KeyboardInterrupt
+
+
+def is_repeated_sigterm(number: int) -> bool:
+    """Whether a signal is a SIGTERM that repeats one of the last seconds. For signal handlers, once for each signal."""
+    global _last_sigterm_s
+    if number != signal.SIGTERM:
+        return False
+    now = time.monotonic()
+    if now - _last_sigterm_s < _REPEAT_S:
+        return True
+    _last_sigterm_s = now
+    return False
+
+
+def forget_sigterm() -> None:
+    """Let the next SIGTERM be a new request."""
+    global _last_sigterm_s
+    _last_sigterm_s = -math.inf
