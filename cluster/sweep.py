@@ -101,9 +101,13 @@ def run_without_retry(command: Sequence[str]) -> int:
     SIGINT and SIGTERM are passed on to it.
     """
     process = subprocess.Popen(command)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, frame: process.send_signal(received))
-    status = process.wait()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda received, frame: process.send_signal(received)) for number in signals]
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
     if status == _USER_ERROR_STATUS:
         print(
             "The job is not started again, because it would end with the same error. Correct it and submit the sweep "

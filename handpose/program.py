@@ -37,7 +37,6 @@ from handpose.errors import UserError, explain_file_error, is_about_files, join_
 from handpose.formats import rename_key
 from handpose.utf8 import use_utf8
 
-
 _REPEAT_S = 10.0
 """Seconds after a SIGTERM in which another one is the same request.
 

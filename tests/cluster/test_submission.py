@@ -73,6 +73,72 @@ def test_the_setup_comes_before_python_and_python_is_its(working_folder, capsys)
     assert last.startswith("exec python ")
 
 
+@pytest.mark.parametrize(
+    ("options", "directive", "num_gpus"),
+    [
+        (["--gpus-per-node", "8"], "--gpus-per-node=8", "--gpus=8"),
+        (["--gpus-per-node", "a100:8"], "--gpus-per-node=a100:8", "--gpus=8"),
+        (["--gpus-per-node", "1g.10gb:2"], "--gpus-per-node=1g.10gb:2", "--gpus=2"),
+        (["--gres", "gpu:a100:8"], "--gres=gpu:a100:8", "--gpus=8"),
+        (["--gres=gpu:2,nvme:1"], "--gres=gpu:2,nvme:1", "--gpus=2"),
+        (["--gres", "gpu"], "--gres=gpu", "--gpus=1"),
+        (["--gres", "gpu:v100"], "--gres=gpu:v100", "--gpus=1"),
+        (["--gres", "gpu:a100:1,gpu:v100:2"], "--gres=gpu:a100:1,gpu:v100:2", "--gpus=3"),
+        (["--gres", "nvme:1"], "--gres=nvme:1", "--gpus=0"),
+        (["--gres", "nvme:1", "--gpus-per-node", "4"], "--gpus-per-node=4", "--gpus=4"),
+        (["--gres", "shard:4"], "--gres=shard:4", None),
+        ([], None, "--gpus=0"),
+    ],
+)
+def test_ray_gets_as_many_gpus_as_slurm_gives(working_folder, capsys, options, directive, num_gpus):
+    lines = run_dry(slurm, capsys, "--wall-time", "01:00:00", *options, "--dry-run", "--", *SWEEP)
+    asked = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH --g")]
+    assert directive in asked if directive else asked == []
+    told = [item for item in shlex.split(lines[-1]) if item.startswith("--gpus")]
+    assert told == ([] if num_gpus is None else [num_gpus])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--gpus", "a100:16"],
+        ["-G", "16"],
+        ["-G16"],
+        ["--gpus=16"],
+        ["--gpus-per-task=1"],
+        ["-N4"],
+        ["--tres-per-task=x"],
+    ],
+)
+def test_gpus_of_the_whole_job_are_refused_with_the_option_to_give(working_folder, capsys, option):
+    told = run_refused(slurm, capsys, "--wall-time", "01:00:00", *option, "--", *SWEEP)
+    assert re.search(r"-\S+ is set by this launcher from its own options, such as --nodes and --gpus-per-node", told)
+
+
+def test_two_requests_for_gpus_are_refused(working_folder, capsys):
+    told = run_refused(slurm, capsys, *JOB, "--gres", "gpu:a100:2", "--", *SWEEP)
+    assert "--gpus-per-node 2 and --gres gpu:a100:2 both ask for GPUs" in told
+
+
+def test_a_type_of_gpus_is_a_model_for_lsf(working_folder, capsys):
+    argv = ["--wall-time", "01:00:00", "--cpus-per-node", "8", "--gpus-per-node", "NVIDIAA100:4", "--dry-run"]
+    lines = run_dry(lsf, capsys, *argv, "--", *SWEEP)
+    assert '#BSUB -gpu "num=4:gmodel=NVIDIAA100:mode=shared:j_exclusive=yes"' in lines
+    assert "--gpus=4" in shlex.split(lines[-1])
+
+
+@pytest.mark.parametrize(("options", "least"), [([], 2), (["--min-nodes", "4"], 4), (["--nodes", "1"], 1)])
+def test_a_job_needs_half_of_its_nodes_unless_another_number_is_given(working_folder, capsys, options, least):
+    lines = run_dry(slurm, capsys, *JOB, *options, "--dry-run", "--", *SWEEP)
+    assert f"--min-nodes={least}" in shlex.split(lines[-1])
+
+
+def test_a_container_is_for_the_commands_inside_the_job(working_folder, capsys):
+    lines = run_dry(slurm, capsys, *JOB, "--wrap", "apptainer exec --nv 'a b.sif'", "--dry-run", "--", *SWEEP)
+    assert "--wrap=apptainer exec --nv 'a b.sif'" in shlex.split(lines[-1])
+    assert not any("apptainer" in line for line in lines[:-1])
+
+
 def test_a_machine_without_gpus_is_asked_for_as_it_is(working_folder, capsys):
     lines = run_dry(slurm, capsys, "--wall-time", "1-00:00:00", "--cpus-per-node", "4", "--dry-run", "--", *SWEEP)
     assert not any("gpus-per-node" in line for line in lines)
@@ -88,6 +154,15 @@ def test_a_sweep_without_a_name_gets_one_since_the_next_job_finds_it_by_that(wor
     ("argv", "sentence"),
     [
         (["--nodes", "0", "--wall-time", "01:00:00", "--"], r"--nodes must be at least 1, but it is 0"),
+        (
+            ["--nodes", "2", "--min-nodes", "3", "--wall-time", "01:00:00", "--"],
+            r"--min-nodes 3 is more than --nodes 2",
+        ),
+        (
+            ["--gpus-per-node", "many", "--wall-time", "01:00:00", "--"],
+            r"--gpus-per-node many must be a number of GPUs",
+        ),
+        (["--gpus-per-node", "gpu:a100:8", "--wall-time", "01:00:00", "--"], r"or TYPE:NUMBER such as a100:8"),
         (["--wall-time", "1h", "--"], r"--wall-time 1h must be HH:MM:SS"),
         (["--wall-time", "00:05:00", "--"], r"--warning-s 300 leaves no time"),
         (["--wall-time", "01:00:00", "--time=3", "--"], r"--time=3: --time is set by this launcher"),

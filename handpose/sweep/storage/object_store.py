@@ -76,10 +76,16 @@ class ObjectStore:
             stream.write(content)
 
     def upload(self, file: Path, name: str) -> None:
-        """Upload a local file. Concurrent readers see either the old or the new content."""
-        with file.open("rb") as source, self._open_for_writing(name) as stream:
-            while chunk := source.read(_CHUNK_BYTES):
-                stream.write(chunk)
+        """Upload a local file. Readers see either the old or the new content, also if the local file cannot be read."""
+        with file.open("rb") as source:
+            chunk, following = source.read(_CHUNK_BYTES), source.read(_CHUNK_BYTES)
+            if not following:
+                self.write(name, chunk)
+                return
+            with self._open_for_writing(name, can_fail=True) as stream:
+                while chunk:
+                    stream.write(chunk)
+                    chunk, following = following, source.read(_CHUNK_BYTES)
 
     def download(self, name: str, file: Path) -> None:
         """Download a file. The local file appears only when it is complete."""
@@ -159,18 +165,30 @@ class ObjectStore:
         return f"{self._root}/{name}" if name else self._root
 
     @contextlib.contextmanager
-    def _open_for_writing(self, name: str) -> Iterator[pyarrow.NativeFile]:
-        """Yield a stream for the content of a file, which gets its name when the block ends without an exception."""
+    def _open_for_writing(self, name: str, *, can_fail: bool = False) -> Iterator[pyarrow.NativeFile]:
+        """Yield a stream for the content of a file, which gets its name when the block ends without an exception.
+
+        Args:
+            name: name of the file.
+            can_fail: whether the block can fail between two writes. A store keeps what has been written when the stream
+                is closed, and pyarrow (26) cannot abort a stream. So the content gets another name first.
+        """
         path = self._get_path(name)
         folder, _, last = path.rpartition("/")
-        is_atomic = self._files.type_name in _ATOMIC_FILE_SYSTEMS
-        part = path if is_atomic else f"{folder}/.{last}.{uuid.uuid4().hex[:8]}.part"
+        is_direct = self._files.type_name in _ATOMIC_FILE_SYSTEMS and not can_fail
+        part = path if is_direct else f"{folder}/.{last}.{uuid.uuid4().hex[:8]}.part"
         with _convert_arrow_errors():
             self._make_folder(name)
-            with self._files.open_output_stream(part) as stream:
-                yield stream
-            if not is_atomic:
-                self._files.move(part, path)
+            try:
+                with self._files.open_output_stream(part) as stream:
+                    yield stream
+                if not is_direct:
+                    self._files.move(part, path)
+            except BaseException:
+                if not is_direct:
+                    with contextlib.suppress(OSError, pyarrow.ArrowException):
+                        self._files.delete_file(part)
+                raise
 
     def _make_folder(self, name: str) -> None:
         if self._files.type_name not in _ATOMIC_FILE_SYSTEMS:  # the atomic ones do not need folders

@@ -1,5 +1,8 @@
 """Files in a store, here on the disk: what is written is read again, and nothing that is secret gets into a URL."""
 
+import contextlib
+import errno
+import random
 import threading
 from types import SimpleNamespace
 
@@ -58,6 +61,56 @@ def test_a_reader_never_sees_half_a_file(store):
     reader.join()
     assert lengths <= {(10, 1), (2_000_000, 1)}
     assert set(store.list_files()) == {"log"}
+
+
+class FailingFile:
+    """A local file on a disk that fails after some chunks."""
+
+    def __init__(self, chunks):
+        self.chunks = iter(chunks)
+
+    def open(self, mode):
+        return contextlib.nullcontext(self)
+
+    def read(self, num_bytes):
+        for chunk in self.chunks:
+            return chunk
+        raise OSError(errno.EIO, "Input/output error")
+
+
+class DirectFiles:
+    """A file system that says that its files appear only when they are closed, as those of S3 do."""
+
+    type_name = "s3"
+
+    def __init__(self, files):
+        self._files = files
+
+    def __getattr__(self, name):
+        return getattr(self._files, name)
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+@pytest.mark.parametrize("num_chunks", [1, 2, 3])
+def test_a_read_error_during_an_upload_keeps_the_file_in_the_store(store, is_direct, num_chunks):
+    store.write("best.yaml", b"good")
+    if is_direct:
+        store._files = DirectFiles(store._files)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.upload(FailingFile([b"new"] * num_chunks), "best.yaml")
+    assert store.read("best.yaml") == b"good"
+    assert set(store.list_files()) == {"best.yaml"}
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 2**22, 2**22 + 1, 2**23 + 5])
+def test_a_file_of_any_size_is_uploaded_whole(store, tmp_path, num_bytes):
+    content = random.Random(num_bytes).randbytes(num_bytes)
+    (tmp_path / "file").write_bytes(content)
+    for files in (store._files, DirectFiles(store._files)):
+        store._files = files
+        store.upload(tmp_path / "file", "a/file")
+        assert store.read("a/file") == content
+        assert set(store.list_files()) == {"a/file"}
 
 
 @pytest.mark.parametrize(
