@@ -22,7 +22,7 @@ from handpose.utf8 import use_utf8
 
 _RESERVED_OPTIONS = (
     *("--nodes", "-N", "--time", "-t", "--signal", "--requeue", "--no-requeue", "--output", "-o", "--open-mode"),
-    *("--ntasks", "-n", "--ntasks-per-node", "--cpus-per-task", "-c", "--job-name", "-J", "--array", "-a", "--wrap"),
+    *("--ntasks", "-n", "--ntasks-per-node", "--cpus-per-task", "-c", "--job-name", "-J", "--array", "-a"),
     # GPUs of the whole job or of a task: a step on one node would ask for those of all nodes.
     *("--gpus", "-G", "--gpus-per-task", "--gpus-per-socket", "--ntasks-per-gpu", "--cpus-per-gpu", "--tres-per-task"),
 )

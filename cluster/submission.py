@@ -184,6 +184,10 @@ def _check_options(options: argparse.Namespace) -> None:
         value = getattr(options, name, None)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, but it is {value}")
+    try:
+        shlex.split(getattr(options, "wrap", ""))
+    except ValueError as error:
+        raise UserError(f"--wrap {options.wrap} is not a command line ({error})") from error
     if (getattr(options, "min_nodes", None) or 1) > options.nodes:
         raise UserError(f"--min-nodes {options.min_nodes} is more than --nodes {options.nodes}")
     if "wall_time" in options and options.warning_s >= parse_wall_time(options.wall_time):

@@ -163,6 +163,10 @@ def test_a_sweep_without_a_name_gets_one_since_the_next_job_finds_it_by_that(wor
             r"--gpus-per-node many must be a number of GPUs",
         ),
         (["--gpus-per-node", "gpu:a100:8", "--wall-time", "01:00:00", "--"], r"or TYPE:NUMBER such as a100:8"),
+        (
+            ["--wrap", "run 'it", "--wall-time", "01:00:00", "--"],
+            r"--wrap run 'it is not a command line \(No closing quo",
+        ),
         (["--wall-time", "1h", "--"], r"--wall-time 1h must be HH:MM:SS"),
         (["--wall-time", "00:05:00", "--"], r"--warning-s 300 leaves no time"),
         (["--wall-time", "01:00:00", "--time=3", "--"], r"--time=3: --time is set by this launcher"),
