@@ -255,12 +255,12 @@ def test_what_a_resumed_sweep_cannot_change_is_refused_before_a_job_waits(begun,
 
 
 def test_what_the_command_line_fixes_is_not_checked_as_if_it_were_searched(working_folder, capsys):
-    """As in tune.py: the values of the space would not fit the rest of the command line."""
-    (working_folder / "space.yaml").write_text(
-        "optimizer.lr: interval(0.1, 0.2)\ntrainer.max_epochs: choice(1, null)\n"
-    )
-    arguments = ["search_space=space.yaml", "trainer.max_epochs=3"]
-    assert run_dry(slurm, capsys, *JOB, "--dry-run", "--", *SWEEP, *arguments)
+    """As in tune.py."""
+    space = "optimizer.lr: interval(0.1, 0.2)\nmodel.decoder.depth: choice(2, many)\n"
+    (working_folder / "space.yaml").write_text(space)
+    arguments = [*JOB, "--dry-run", "--", *SWEEP, "search_space=space.yaml"]
+    assert "model.decoder.depth" in run_refused(slurm, capsys, *arguments)
+    assert run_dry(slurm, capsys, *arguments, "model.decoder.depth=2")
 
 
 def test_a_scheduler_that_is_not_there_is_a_sentence(working_folder, capsys, monkeypatch):
