@@ -9,10 +9,7 @@ import pytest
 
 from cluster import kuberay, lsf, ray_up, slurm
 from cluster.submission import REPOSITORY, make_job_parser, parse_wall_time, read_submission
-from handpose.config import compose, list_location_overrides
-from handpose.search.space import load_space
-from handpose.sweep.driver.resume import SweepTask, copy_space, make_sweep_record
-from handpose.yaml_files import write_yaml
+from tests.sweep.sweeps import write_begun_sweep
 
 JOB = ["--nodes", "4", "--gpus-per-node", "2", "--wall-time", "04:00:00"]
 SWEEP = ["sweep.name=hands", "sweep.num_trials=7"]
@@ -235,12 +232,7 @@ def test_what_tune_would_refuse_is_refused_before_a_job_waits(working_folder, ca
 @pytest.fixture
 def begun(working_folder):
     """The folder of a sweep that has been begun."""
-    folder = working_folder / "outputs" / "sweeps" / "hands"
-    config = compose("tune", SWEEP)
-    task = SweepTask(config, SWEEP, list_location_overrides(config), {}, load_space("default"))
-    copy_space(task.space, folder)
-    write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
-    return folder
+    return write_begun_sweep(working_folder / "outputs" / "sweeps" / "hands", SWEEP)
 
 
 def test_a_sweep_that_is_there_is_not_begun_again(begun, capsys):

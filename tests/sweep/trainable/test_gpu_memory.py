@@ -22,6 +22,7 @@ def test_a_trial_that_holds_a_gpu_which_its_node_does_not_show_fails(no_gpu):
     check_gpu_is_visible("cpu", 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:.*is meant to only be called inside a function that is executed by a Tuner")
 def test_a_trial_with_a_gpu_does_not_train_on_cores_in_silence(no_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(trial, "_get_trial_gpus", lambda: 1.0)
     monkeypatch.setattr(trial, "fit", lambda *given, **more: pytest.fail("it trains on cores"))
