@@ -9,8 +9,8 @@ import gzip
 import json
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ def read_course(path: str | Path) -> NDArray[np.float64]:
     """
     try:
         with gzip.open(_check_exists(path)) as file:
-            text = _read_limited(file, path)
+            text = _read_limited(file.read, path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(
             f"{path} is not a complete gzip file ({error}); it is truncated or a file of another kind"
@@ -99,7 +99,7 @@ def read_official(path: str | Path) -> NDArray[np.float64]:
     """
     try:
         with zipfile.ZipFile(_check_exists(path)) as archive, archive.open(_PRED_JSON) as file:
-            text = _read_limited(file, path)
+            text = _read_limited(file.read, path)
     except (zipfile.BadZipFile, KeyError, zlib.error) as error:
         raise UserError(f"{path} is not a zip with {_PRED_JSON} in it ({error})") from error
     return _parse_keypoints(_from_json(text, path), f"{_PRED_JSON} in {path}")
@@ -166,9 +166,9 @@ def _check_exists(path: str | Path) -> Path:
     return Path(path)
 
 
-def _read_limited(file: IO[bytes], path: str | Path) -> bytes:
+def _read_limited(read: Callable[[int], bytes], path: str | Path) -> bytes:
     """Read an unpacked file, at most `_MAX_JSON_BYTES` of it."""
-    text = file.read(_MAX_JSON_BYTES + 1)
+    text = read(_MAX_JSON_BYTES + 1)
     if len(text) > _MAX_JSON_BYTES:
         raise UserError(f"{path} unpacks to more than {format_size(_MAX_JSON_BYTES)}; it is no file of predictions")
     return text
