@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from handpose.errors import UserError
@@ -136,11 +137,12 @@ class FolderSync:
         """Start the background thread."""
         self._thread.start()
 
-    def finish(self, *, timeout_s: float) -> None:
+    def finish(self, *, timeout_s: float, with_study: bool = True) -> None:
         """Stop the thread, copy everything that is left and release the lease.
 
         Args:
             timeout_s: how long to wait for a store that does not answer.
+            with_study: whether to copy the study, too. No trial may be running then.
 
         Raises:
             OSError: the store still does not answer after that time.
@@ -152,14 +154,14 @@ class FolderSync:
             return
         try:
             with self._keep_lease():
-                self._retry_until(self._sync_last, timeout_s)
+                self._retry_until(partial(self._sync_last, with_study=with_study), timeout_s)
         except LeaseLostError as error:
             self._report_lost_lease(error)
         if not self.has_lost_lease:
             self._retry_until(self._lease.release, timeout_s)
 
-    def _sync_last(self) -> None:
-        self._copy_all()
+    def _sync_last(self, *, with_study: bool) -> None:
+        self._copy_all(with_study=with_study)
         self._remove_obsolete(self._count_obsolete())
 
     def _retry_until(self, call: Callable[[], None], timeout_s: float) -> None:
@@ -234,9 +236,9 @@ class FolderSync:
 
     # --- copying ------------------------------------------------------------------------------------------------------
 
-    def _copy_all(self) -> None:
+    def _copy_all(self, *, with_study: bool = True) -> None:
         self._copy_events()
-        self._copy_other_files(with_study=True)
+        self._copy_other_files(with_study=with_study)
 
     def _count_obsolete(self) -> list[tuple[StoreFiles, int]]:
         """Return the number of obsolete checkpoints at this moment, for the sweep and for its confirmation."""

@@ -159,6 +159,19 @@ def test_everything_a_user_wants_is_in_the_store_at_the_end_and_nothing_else(sim
     assert names == {"sweep.yaml", "study/journal.log", "tensorboard/trial_0000/events"}
 
 
+def test_a_study_that_may_know_more_than_the_events_is_not_copied_at_the_end(simulate):
+    """As when Ray was lost, so that the sweep could not be closed."""
+    swept = start_sweep(simulate)
+    (swept.settings.path / "study").mkdir(exist_ok=True)
+    (swept.settings.path / "study" / "journal.log").write_text("more")
+    (swept.settings.path / "trials.csv").write_text("all")
+    swept.mirror.finish(timeout_s=0.0, with_study=False)
+    names = ObjectStore(swept.settings.storage_url).list_files()
+    assert "trials.csv" in names
+    assert "study/journal.log" not in names
+    assert LEASE_FILE not in names
+
+
 def test_a_log_is_copied_in_segments_of_which_only_the_last_one_changes(simulate):
     swept = start_sweep(simulate)
     swept.mirror.sync_changes()
