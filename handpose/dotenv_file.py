@@ -5,8 +5,10 @@ scratch disk, can be written by everyone. Only variables that this project docum
 or RAY_AUTH_MODE would let whoever wrote the file run programs as this user.
 """
 
+import grp
 import io
 import os
+import pwd
 import stat
 import sys
 from pathlib import Path
@@ -68,8 +70,18 @@ def _read_if_trusted(path: Path) -> bytes | None:
 
 
 def _check_mode(state: os.stat_result, path: Path) -> None:
-    if state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    is_shared = state.st_mode & stat.S_IWGRP and not _is_private_group(state.st_gid)
+    if is_shared or state.st_mode & stat.S_IWOTH:
         raise UserError(f"{path} can be written by other users, who could set your variables; run: chmod go-w {path}")
+
+
+def _is_private_group(group: int) -> bool:
+    """Return whether a group has only this user in it, as many systems give one to each user, with the umask 002."""
+    try:
+        user, found = pwd.getpwuid(os.getuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    return user.pw_gid == group and found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name}
 
 
 def _is_foreign(state: os.stat_result) -> bool:

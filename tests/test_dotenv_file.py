@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -88,12 +89,40 @@ def test_the_owner_of_a_file_is_compared_with_the_user(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_file_that_others_can_write_is_refused(environment, mode):
+def test_a_file_that_others_can_write_is_refused(environment, mode, monkeypatch):
+    monkeypatch.setattr(dotenv_file, "_is_private_group", lambda group: False)
     write(".env", "MP_DATA=/data\n")
     Path(".env").chmod(mode)
     with pytest.raises(UserError, match=rf"\.env can be written by other users.* chmod go-w {Path.cwd()}/\.env"):
         load_dotenv_file()
     assert "MP_DATA" not in environment
+
+
+def test_a_file_that_the_group_of_this_user_alone_can_write_is_read(environment, monkeypatch):
+    """With the umask 002, as on systems that give each user a group."""
+    monkeypatch.setattr(dotenv_file, "_is_private_group", lambda group: group == os.getgid())
+    write(".env", "MP_DATA=/data")
+    Path(".env").chmod(0o664)
+    load_dotenv_file()
+    assert environment["MP_DATA"] == "/data"
+
+
+@pytest.mark.parametrize(
+    ("primary", "name", "members", "is_private"),
+    [
+        (7, "ann", [], True),
+        (7, "ann", ["ann"], True),
+        (7, "ann", ["bob"], False),
+        (7, "staff", [], False),
+        (8, "ann", [], False),
+    ],
+)
+def test_a_group_is_private_if_it_is_the_users_own_and_nobody_else_is_in_it(
+    primary, name, members, is_private, monkeypatch
+):
+    monkeypatch.setattr(dotenv_file.pwd, "getpwuid", lambda user: SimpleNamespace(pw_gid=primary, pw_name="ann"))
+    monkeypatch.setattr(dotenv_file.grp, "getgrgid", lambda group: SimpleNamespace(gr_name=name, gr_mem=members))
+    assert dotenv_file._is_private_group(7) == is_private
 
 
 def test_a_folder_of_that_name_is_passed_over(environment):
