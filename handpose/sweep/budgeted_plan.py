@@ -17,6 +17,7 @@ from handpose.sweep.driver.resume import SweepTask, change_task
 from handpose.sweep.driver.run import run_preflight_alone
 from handpose.sweep.plan import SweepPlan, build_plan
 from handpose.sweep.preflight.budget_costs import estimate_costs
+from handpose.sweep.preflight.checks import list_allowed_epochs
 from handpose.sweep.preflight.forecast import forecast_retraining
 from handpose.sweep.preflight.probe import ProbeResults
 from handpose.sweep.record.events import EVENTS_FILE, SweepClosed, read_events
@@ -146,7 +147,9 @@ class _Planner:
         if sweep.retrain:
             retraining = forecast_retraining(sweep, plan.recipe, probed, plan.data.size, use_val=use_val)
         costs = estimate_costs(sweep, probed, slots, bind_scheduler=self._bind_scheduler, retraining=retraining)
-        asked = Amounts(sweep.num_trials, sweep.max_epochs, sweep.confirm.top_k, sweep.confirm.seeds)
+        num_trials = sweep.num_trials if plan.num_points is None else min(sweep.num_trials, plan.num_points)
+        asked = Amounts(num_trials, sweep.max_epochs, sweep.confirm.top_k, sweep.confirm.seeds)
+        intervals = [cost.validation_interval for cost in probed.costs]
         chosen = make_budget_plan(
             Work(clock.deadline.left_s, clock.gpu_s),
             asked,
@@ -154,6 +157,7 @@ class _Planner:
             given=self._given,
             described=clock.describe_limit(),
             num_points=plan.num_points,
+            allowed_epochs=list_allowed_epochs(sweep, self._bind_scheduler, validation_intervals=intervals),
         )
         self._choose_values(chosen, has_gpus=bool(slots.gpus))
         self.reserved_s = chosen.confirmation.wall_s + chosen.retraining.wall_s + costs.fixed.wall_s
@@ -172,9 +176,10 @@ class _Planner:
 
     def _choose_values(self, chosen: BudgetPlan, *, has_gpus: bool) -> None:
         planned: dict[str, Any] = list_values(chosen.amounts)
-        planned["sweep.time_budget_s"] = round(chosen.trials_limit.wall_s, 1)
-        if has_gpus and math.isfinite(self._plan.clock.gpu_s):
-            planned["sweep.gpu_hours"] = round(chosen.trials_limit.gpu_s / 3600, 4)
+        if math.isfinite(chosen.trials_limit.wall_s):
+            planned["sweep.time_budget_s"] = max(0.1, round(chosen.trials_limit.wall_s, 1))  # never rounded to 0
+        if has_gpus and math.isfinite(chosen.trials_limit.gpu_s):
+            planned["sweep.gpu_hours"] = max(1e-4, round(chosen.trials_limit.gpu_s / 3600, 4))
         self.values = {key: value for key, value in planned.items() if key not in self._given}
 
     def _describe(self, chosen: BudgetPlan, asked: Amounts, *, schedule_epochs: int) -> str:
