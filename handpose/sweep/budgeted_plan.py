@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from handpose.budget import AUTO_MINUTES
+from handpose.budget import AUTO_MINUTES, add_offset
 from handpose.config import override_key
 from handpose.errors import UserError
 from handpose.program import list_given_keys, list_task_overrides
@@ -34,15 +34,24 @@ def resolve_auto_budget(task: SweepTask) -> SweepTask:
     """Return a new sweep's task with the value that `budget.minutes=auto` stands for.
 
     It is 5 for synthetic hands if the user has not said how much to train, so that a first run takes five minutes. It
-    is no limit otherwise.
+    is no limit otherwise, and if there is no brief preflight, from which a sweep is planned.
     """
     budget = task.config.budget
     if budget.minutes != "auto":
         return task
     has_other = any(budget[name] is not None for name in ("hours", "gpu_hours", "finish_by"))
     has_said = any(key.startswith(_AUTO_UNLESS_GIVEN) for key in list_given_keys())
-    is_first_run = task.choices.get("data") == "synthetic" and not has_other and not has_said
+    can_plan = task.config.sweep.preflight == "brief"  # `only` measures as long as it takes, and `off` measures nothing
+    is_first_run = task.choices.get("data") == "synthetic" and can_plan and not has_other and not has_said
     return change_task(task, {"budget.minutes": AUTO_MINUTES if is_first_run else None})
+
+
+def resolve_finish_by(task: SweepTask) -> SweepTask:
+    """Return the task with the offset from UTC in `budget.finish_by`: the sweep may be resumed in another time zone."""
+    finish_by = task.config.budget.finish_by
+    if finish_by is None or add_offset(finish_by) == finish_by:
+        return task
+    return change_task(task, {"budget.finish_by": add_offset(finish_by)})
 
 
 def plan_within_budget(plan: SweepPlan, stack: contextlib.ExitStack) -> SweepPlan:

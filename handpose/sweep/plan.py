@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from handpose.budget import BudgetSettings
 from handpose.config import instantiate_key, override_key
 from handpose.errors import UserError
 from handpose.report.trial_table import TrialRow, TrialTable
@@ -244,7 +245,9 @@ def build_plan(task: SweepTask, *, data: DataSummary | None = None, measured_slo
     """
     config, space = task.config, task.space
     sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
-    clock = BudgetClock(instantiate_key(config, "budget"), sweep.path)
+    budget: BudgetSettings = instantiate_key(config, "budget")
+    budget.check_is_ahead()
+    clock = BudgetClock(budget, sweep.path)
     check_sweep(sweep, cluster)
     overrides = add_checkpoint_metric(select_training_overrides(task.overrides), config, sweep.target)
     check_storage(sweep)

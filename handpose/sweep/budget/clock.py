@@ -8,15 +8,17 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 import handpose
 from handpose.budget import BudgetSettings, Deadline
 from handpose.errors import UserError
-from handpose.files import read_json, write_json
+from handpose.files import write_json
 
 BUDGET_FILE = "budget.json"
 """Name of the file in the folder of a sweep."""
@@ -24,6 +26,10 @@ BUDGET_FILE = "budget.json"
 Stage = Literal["preparation", "trials", "confirmation", "retraining", "report"]
 
 _SAVE_EVERY_S = 2.0
+
+
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass
@@ -38,9 +44,17 @@ class Decisions:
     """
 
     planned_keys: list[str] = field(default_factory=list)
-    reserved_s: float = 0.0
-    top_k: int | None = None
-    seeds: int | None = None
+    reserved_s: _Seconds = 0.0
+    top_k: _Count | None = None
+    seeds: _Count | None = None
+
+
+@dataclass
+class _Content:
+    """What budget.json holds."""
+
+    seconds: dict[Stage, _Seconds]
+    decisions: Decisions
 
 
 class BudgetClock:
@@ -74,7 +88,8 @@ class BudgetClock:
     @property
     def used_s(self) -> float:
         """Seconds used so far, over all processes, as of the last count."""
-        return sum(self.seconds.values())
+        with self._lock:
+            return sum(self.seconds.values())
 
     @property
     def deadline(self) -> Deadline:
@@ -141,16 +156,23 @@ class BudgetClock:
     def save(self) -> None:
         """Save the times and the decisions. This does nothing before `start_saving`."""
         self._count()
-        if self._thread is not None:
-            seconds = {stage: round(seconds, 1) for stage, seconds in self.seconds.items()}
-            with self._save_lock:
-                write_json(self._file, {"seconds": seconds, "decisions": asdict(self.decisions)}, indent=2)
+        if self._thread is None:
+            return
+        with self._save_lock:  # held while the times are read, so that a thread with older ones does not write last
+            with self._lock:
+                seconds = {stage: round(seconds, 1) for stage, seconds in self.seconds.items()}
+            write_json(self._file, {"seconds": seconds, "decisions": asdict(self.decisions)}, indent=2, is_durable=True)
 
     def _read(self) -> None:
         try:
-            content: Mapping[str, Any] = read_json(self._file)
-            self.seconds, self.decisions = dict(content["seconds"]), Decisions(**content["decisions"])
+            content = TypeAdapter(_Content).validate_json(self._file.read_bytes(), strict=True)
         except FileNotFoundError:
             return
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{self._file} is damaged; remove it to count the time of the sweep from now on") from error
+        except ValidationError as error:
+            found = error.errors()[0]
+            place = ".".join(map(str, found["loc"]))
+            raise UserError(
+                f"{self._file} is damaged ({place + ': ' if place else ''}{found['msg']}); remove it, and the time of "
+                "the sweep is counted from now on"
+            ) from error
+        self.seconds, self.decisions = dict(content.seconds), content.decisions

@@ -1,5 +1,6 @@
 """For which sweeps `budget.minutes=auto` is five minutes."""
 
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,11 @@ from tests.sweep.sweeps import make_settings
 
 @pytest.fixture
 def resolve(monkeypatch):
-    def resolved(*given, data="synthetic", **budget):
+    def resolved(*given, data="synthetic", preflight="brief", **budget):
         monkeypatch.setattr(module, "list_given_keys", lambda: list(given))
         values = {"minutes": "auto", "hours": None, "gpu_hours": None, "finish_by": None} | budget
-        task = SweepTask(OmegaConf.create({"budget": values}), [], [], {"data": data}, None)
+        config = OmegaConf.create({"budget": values, "sweep": {"preflight": preflight}})
+        task = SweepTask(config, [], [], {"data": data}, None)
         return module.resolve_auto_budget(task).config.budget.minutes
 
     return resolved
@@ -36,6 +38,20 @@ def test_other_data_and_other_budgets_have_none(resolve):
     assert resolve(data="freihand") is None
     assert resolve(hours=8.0) is None
     assert resolve(finish_by="2026-12-04T18:00") is None
+
+
+@pytest.mark.parametrize("preflight", ["only", "off"])
+def test_a_run_that_is_not_planned_has_none(resolve, preflight):
+    assert resolve(preflight=preflight) is None
+
+
+def test_a_local_time_is_recorded_with_its_offset():
+    config = OmegaConf.create({"budget": {"finish_by": "2030-05-06T07:08"}})
+    task = module.resolve_finish_by(SweepTask(config, ["budget.finish_by=2030-05-06T07:08", "seed=1"], [], {}, None))
+    local = datetime(2030, 5, 6, 7, 8).astimezone().isoformat()
+    assert task.config.budget.finish_by == local
+    assert task.overrides == ["seed=1", f"budget.finish_by={local}"]
+    assert module.resolve_finish_by(task) is task
 
 
 def test_a_number_of_minutes_is_kept(resolve):

@@ -75,7 +75,45 @@ def test_a_killed_process_has_saved_its_time_a_moment_ago(tmp_path, monkeypatch)
         pass
 
 
-def test_a_damaged_file_is_told_with_the_remedy(tmp_path):
-    (tmp_path / BUDGET_FILE).write_text('{"seconds": {}}')
-    with pytest.raises(UserError, match=r"budget.json is damaged; remove it"):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"seconds": {}}',
+        '{"seconds": {"trials": -5}, "decisions": {}}',
+        '{"seconds": {"trials": "5"}, "decisions": {}}',
+        '{"seconds": {"trials": NaN}, "decisions": {}}',
+        '{"seconds": {"holidays": 5}, "decisions": {}}',
+        '{"seconds": {}, "decisions": {"planned_keys": 3}}',
+        '{"seconds": {}, "decisions": {"reserved_s": null}}',
+        '{"seconds": {}, "decisions": {"top_k": -1}}',
+        b"\xff\x00",
+    ],
+)
+def test_a_damaged_file_is_refused_with_a_remedy_that_works(tmp_path, content):
+    file = tmp_path / BUDGET_FILE
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"budget.json is damaged \(.*\); remove it, and the time .* from now on$"):
         BudgetClock(FIVE_MINUTES, tmp_path)
+    file.unlink()
+    clock = BudgetClock(FIVE_MINUTES, tmp_path)
+    with clock.close_at_end():
+        clock.start_saving()
+    assert BudgetClock(FIVE_MINUTES, tmp_path).seconds.keys() == {"preparation"}
+
+
+def test_the_times_are_saved_while_another_thread_counts_the_first_seconds_of_a_stage(tmp_path):
+    """Without a lock: dictionary changed size during iteration."""
+
+    class Counting(dict):
+        def items(self):
+            for item in super().items():
+                assert clock._lock.locked()
+                yield item
+
+    clock = BudgetClock(FIVE_MINUTES, tmp_path)
+    clock.seconds = Counting(trials=1.0)
+    with clock.close_at_end():
+        clock.start_saving()
