@@ -11,16 +11,12 @@ from handpose.report.pareto_front import format_front
 from handpose.report.summary import format_summary
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.analysis.status import print_status
-from handpose.sweep.budgeted_plan import (
-    limit_resumed_plan,
-    plan_within_budget,
-    resolve_auto_budget,
-    resolve_finish_by,
-)
+from handpose.sweep.budgeted_plan import plan_within_budget, resolve_auto_budget, resolve_finish_by
 from handpose.sweep.driver.resume import describe_fixed_params, load_task_to_resume, make_new_task
 from handpose.sweep.driver.run import SweepHaltedError, describe_spent_budget
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
 from handpose.sweep.plan import SweepPlan, build_plan
+from handpose.sweep.resumed_budget import limit_resumed_plan
 from handpose.sweep.selection.winner import NoWinnerError, select_winner, write_winner
 from handpose.sweep.storage.folder_sync import FolderSync, SyncIncompleteError, sync_sweep_folder
 from handpose.sweep.trainable.trial import add_param_overrides

@@ -88,6 +88,10 @@ class BudgetSettings:
         given = [f"budget.{name}={value:g}" for name, value in values.items() if isinstance(value, (int, float))]
         return " ".join([*given, *([] if self.finish_by is None else [f"budget.finish_by={self.finish_by}"])])
 
+    def describe_removal(self) -> str:
+        """Return the overrides that remove this budget, for messages."""
+        return " ".join(f"{item.partition('=')[0]}=null" for item in self.describe().split())
+
 
 def add_offset(finish_by: str) -> str:
     """Add the offset from UTC to a local time, so that it is the same moment on machines in other time zones.

@@ -43,6 +43,7 @@ ROOMS = (
     "why",
     "plan",
     "budgeted_plan",
+    "resumed_budget",
 )
 """The sweep's half, lowest first: a room imports from itself and from those before it."""
 

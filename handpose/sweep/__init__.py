@@ -14,6 +14,7 @@ Its rooms, lowest first; each imports only from those above it here, and from ha
     selection/   the winner: confirmation over fresh seeds, selection, retraining
     audit/       whether all files of a sweep agree
 
-`plan` puts them together: a sweep as it is going to run. `budgeted_plan` makes it fit into a budget. `why` prints the
-story of a trial. Only execution/ and trainable/ know Ray.
+`plan` puts them together: a sweep as it is going to run. `budgeted_plan` makes it fit into a budget, and
+`resumed_budget` does so again when it is resumed. `why` prints the story of a trial. Only execution/ and trainable/
+know Ray.
 """

@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from handpose.budget import AUTO_MINUTES, add_offset
-from handpose.config import override_key
 from handpose.errors import UserError
-from handpose.program import list_given_keys, list_task_overrides
+from handpose.program import list_given_keys
 from handpose.report.budget import format_budget_plan
 from handpose.sweep.budget.planning import Amounts, BudgetPlan, Work, list_values, make_budget_plan
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
@@ -20,7 +19,6 @@ from handpose.sweep.preflight.budget_costs import estimate_costs
 from handpose.sweep.preflight.checks import list_allowed_epochs
 from handpose.sweep.preflight.forecast import forecast_retraining
 from handpose.sweep.preflight.probe import ProbeResults
-from handpose.sweep.record.events import EVENTS_FILE, SweepClosed, read_events
 from handpose.sweep.record.settings import SweepSettings
 
 _PREFLIGHT_SHARE = 0.1
@@ -78,52 +76,12 @@ def plan_within_budget(plan: SweepPlan, stack: contextlib.ExitStack) -> SweepPla
     preflight = replace(preflight, brief_s=brief_s, plan_budget=planner.plan_budget)
     slots = run_preflight_alone(sweep, plan.cluster, preflight.run, stack=stack)
     chosen = build_plan(change_task(plan.task, planner.values), data=plan.data, measured_slots=slots)
-    clock.decisions.planned_keys = list(planner.values)
-    clock.decisions.reserved_s = planner.reserved_s
+    decisions = clock.decisions
+    decisions.planned_keys = list(planner.values)
+    decisions.reserved_s, decisions.reserved_gpu_s = planner.reserve
+    decisions.asked_trials = sweep.num_trials
+    decisions.asked_top_k, decisions.asked_seeds = sweep.confirm.top_k, sweep.confirm.seeds
     return replace(chosen, clock=clock)
-
-
-def limit_resumed_plan(plan: SweepPlan) -> SweepPlan:
-    """Return the plan of a resumed sweep, whose trials may take what is left of its budget now.
-
-    If the trials have used up their part of the budget, they are not continued, unless the budget has become larger.
-    Then there are more of them, and what is confirmed is planned again. Without a budget, the limits of the trials that
-    were planned no longer apply.
-
-    Raises:
-        UserError: the user asks for more trials, and the budget has no time for them.
-    """
-    clock, events = plan.clock, read_events(plan.sweep.path / EVENTS_FILE)
-    planned, given = clock.decisions.planned_keys, [override_key(item) for item in list_task_overrides()]
-    if not planned or not events:
-        return plan
-    if not clock.is_limited:
-        limits = ("sweep.time_budget_s", "sweep.gpu_hours")
-        return _change_settings(plan, {key: None for key in limits if key in planned and key not in given})
-    is_larger, wants_more = any(key.startswith("budget.") for key in given), "sweep.num_trials" in given
-    is_closed = isinstance(events[-1], SweepClosed) and events[-1].reason in ("finished", "spent")
-    if is_closed and not is_larger and not wants_more:
-        return plan
-    left_s = clock.deadline.left_s - clock.decisions.reserved_s
-    if wants_more and left_s <= 0:
-        raise UserError(
-            f"{clock.describe_limit()} has no time left for sweep.num_trials={plan.sweep.num_trials}; also give a "
-            "larger budget, which counts from the start of the sweep, or budget.minutes=null for none"
-        )
-    limit_s = events[-1].at + max(1.0, left_s)
-    values: dict[str, Any] = {"sweep.time_budget_s": round(limit_s, 1)}
-    if is_larger:
-        clock.decisions.top_k = clock.decisions.seeds = None  # as many as fit now
-        if "sweep.num_trials" in planned and not wants_more and events[-1].at:
-            num_more = math.floor(plan.sweep.num_trials * limit_s / events[-1].at)  # at the pace so far
-            values["sweep.num_trials"] = max(plan.sweep.num_trials, num_more)
-    return _change_settings(plan, values)
-
-
-def _change_settings(plan: SweepPlan, values: dict[str, Any]) -> SweepPlan:
-    """Return the plan with other values of the sweep's settings; `values`: configuration key -> value."""
-    settings = {key.removeprefix("sweep."): value for key, value in values.items()}
-    return replace(plan, task=change_task(plan.task, values), sweep=replace(plan.sweep, **settings))
 
 
 class _Planner:
@@ -135,12 +93,12 @@ class _Planner:
 
     Attributes:
         values: configuration key -> planned value.
-        reserved_s: seconds that the trials leave for the confirmation and the retraining.
+        reserve: what the trials leave for the confirmation and the retraining.
     """
 
     def __init__(self, plan: SweepPlan, *, given: list[str]) -> None:
         self.values: dict[str, Any] = {}
-        self.reserved_s = 0.0
+        self.reserve = Work(0.0, 0.0)
         self._plan = plan
         self._given = given
 
@@ -169,7 +127,7 @@ class _Planner:
             allowed_epochs=list_allowed_epochs(sweep, self._bind_scheduler, validation_intervals=intervals),
         )
         self._choose_values(chosen, has_gpus=bool(slots.gpus))
-        self.reserved_s = chosen.confirmation.wall_s + chosen.retraining.wall_s + costs.fixed.wall_s
+        self.reserve = chosen.confirmation + chosen.retraining + costs.fixed
         amounts = chosen.amounts
         planned = replace(
             sweep,

@@ -192,9 +192,11 @@ class SweepPlan:
             yield retrain_nodes
 
     def _has_longer_retraining(self, table: TrialTable) -> bool:
-        """Return whether the budget has become so much larger that a retraining that it has shortened is done again."""
+        """Return whether a retraining that a budget has shortened has enough time now to be done again."""
         used_s = self.clock.seconds.get("retraining", 0.0)
-        return self.clock.is_limited and find_retraining_end(table, self.clock, 1) - time.time() > 1.5 * used_s
+        if not self.clock.is_limited:
+            return used_s > 0  # the budget has been removed
+        return find_retraining_end(table, self.clock, 1) - time.time() > 1.5 * used_s
 
     @property
     def scheduler_class(self) -> Callable[..., Scheduler]:

@@ -14,7 +14,7 @@ def test_a_short_drill_loses_nothing(tmp_path):
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "crash_drill.py"), "--driver-kills", "1"]
     command += ["--worker-kills", "1", "--output", str(tmp_path / "drill.json")]
     command += ["sweep.num_trials=4", "sweep.max_epochs=6", "trainer.max_epochs=1", "data.source.num_train=80"]
-    command += ["data.source.num_eval=8", "model.encoder.name=lcnet_035"]
+    command += ["data.source.num_eval=8", "data.source.num_blocks=4", "model.encoder.name=lcnet_035"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     totals = json.loads((tmp_path / "drill.json").read_text())["totals"]

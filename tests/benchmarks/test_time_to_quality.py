@@ -78,7 +78,7 @@ def test_random_search_and_plain_are_really_trained(tmp_path, monkeypatch):
     methods = {name: quality.METHODS[name] for name in (quality.RANDOM, quality.PLAIN)}
     monkeypatch.setattr(quality, "METHODS", methods)
     output = tmp_path / "q.json"
-    arguments = ["--seeds", "1", "--slots", "1", "--random-trials", "2", "--num-trials", "3", "--epochs", "2"]
+    arguments = ["--seeds", "1", "--slots", "1", "--random-trials", "2", "--num-trials", "2", "--epochs", "2"]
     arguments += ["--batches", "2", "data.source.num_train=120", "data.source.num_eval=8", "--output", str(output)]
     monkeypatch.setattr("sys.argv", ["time_to_quality.py", *arguments])
     quality.main()

@@ -39,14 +39,31 @@ class Decisions:
     Attributes:
         planned_keys: configuration keys whose values were planned, and not given by the user.
         reserved_s: seconds that the trials leave for the confirmation and the retraining.
+        reserved_gpu_s: GPU-seconds that they leave for these.
         top_k: number of finalists that are confirmed; None before the confirmation.
         seeds: number of seeds of the confirmation; None before the confirmation.
+        least_top_k: number of finalists of an earlier confirmation, which a new plan keeps.
+        least_seeds: number of its seeds.
+        asked_trials: number of trials that the user configured; None if nothing was planned.
+        asked_top_k: number of finalists that the user configured; None if nothing was planned.
+        asked_seeds: number of seeds that the user configured; None if nothing was planned.
     """
 
     planned_keys: list[str] = field(default_factory=list)
     reserved_s: _Seconds = 0.0
+    reserved_gpu_s: _Seconds = 0.0
     top_k: _Count | None = None
     seeds: _Count | None = None
+    least_top_k: _Count = 0
+    least_seeds: _Count = 0
+    asked_trials: _Count | None = None
+    asked_top_k: _Count | None = None
+    asked_seeds: _Count | None = None
+
+    def reopen_confirmation(self) -> None:
+        """Let the confirmation be planned again. It is not going to be smaller than before."""
+        self.least_top_k, self.least_seeds = self.top_k or self.least_top_k, self.seeds or self.least_seeds
+        self.top_k = self.seeds = None
 
 
 @dataclass
@@ -109,6 +126,10 @@ class BudgetClock:
     def describe_limit(self) -> str:
         """Return the overrides that give the budget."""
         return self._settings.describe()
+
+    def describe_removal(self) -> str:
+        """Return the overrides that remove the budget."""
+        return self._settings.describe_removal()
 
     def count_used_s(self) -> float:
         """Return the seconds used until now, over all processes."""

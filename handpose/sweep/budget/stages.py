@@ -7,8 +7,8 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from handpose.report.trial_table import TrialTable
-from handpose.sweep.budget.clock import BudgetClock
-from handpose.sweep.budget.planning import Amounts, Work, choose_confirmation
+from handpose.sweep.budget.clock import BudgetClock, Decisions
+from handpose.sweep.budget.planning import KEYS, Amounts, Work, choose_confirmation
 from handpose.sweep.record.settings import SweepSettings
 
 REPORT_S = 6.0
@@ -70,7 +70,7 @@ def plan_confirmation(
 ) -> ConfirmationBudget:
     """Choose how many finalists and seeds fit, and what the confirmation may take.
 
-    A resumed confirmation keeps what was chosen.
+    A resumed confirmation keeps what was chosen. A new choice keeps at least what was confirmed before.
 
     Args:
         table: the trials.
@@ -83,22 +83,41 @@ def plan_confirmation(
     epoch = estimate_trial_epoch(table)
     decided = clock.decisions
     if decided.top_k is None or decided.seeds is None:
-        asked = Amounts(sweep.num_trials, sweep.max_epochs, sweep.confirm.top_k, sweep.confirm.seeds)
+        asked = Amounts(sweep.num_trials, sweep.max_epochs, *get_asked_confirmation(sweep, decided))
         chosen = choose_confirmation(
             left,
             asked,
             run=epoch.scale(sweep.max_epochs),
-            num_slots=table.num_slots,
+            num_slots=max(table.num_slots, _estimate_slots(table, clock)),
             retraining=epoch.scale(sweep.workers_per_trial * schedule_epochs),
             given=given,
         )
-        decided.top_k, decided.seeds = chosen.top_k, chosen.seeds
+        decided.top_k = chosen.top_k if KEYS["top_k"] in given else max(chosen.top_k, decided.least_top_k)
+        decided.seeds = chosen.seeds if KEYS["seeds"] in given else max(chosen.seeds, decided.least_seeds)
         clock.save()
     limit = left.scale(_CONFIRMATION_LIMIT) if schedule_epochs else left
     is_gpu_limited = math.isfinite(limit.gpu_s)
     return ConfirmationBudget(
         decided.top_k, decided.seeds, max(0.0, limit.wall_s), max(0.0, limit.gpu_s) / 3600 if is_gpu_limited else None
     )
+
+
+def get_asked_confirmation(sweep: SweepSettings, decisions: Decisions) -> tuple[int, int]:
+    """Return the numbers of finalists and seeds that the user configured, of which a plan may have made fewer.
+
+    Args:
+        sweep: settings of the sweep.
+        decisions: what has been planned.
+    """
+    planned, confirm = decisions.planned_keys, sweep.confirm
+    top_k = decisions.asked_top_k if KEYS["top_k"] in planned else None
+    seeds = decisions.asked_seeds if KEYS["seeds"] in planned else None
+    return confirm.top_k if top_k is None else top_k, confirm.seeds if seeds is None else seeds
+
+
+def _estimate_slots(table: TrialTable, clock: BudgetClock) -> int:
+    """Estimate how many trials ran at a time. A sweep that has been read from its files does not know its slots."""
+    return round(sum(row.seconds for row in table.rows.values()) / max(clock.seconds.get("trials", math.inf), 1.0))
 
 
 def find_retraining_end(table: TrialTable, clock: BudgetClock, num_devices: int) -> float:

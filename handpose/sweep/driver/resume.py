@@ -15,6 +15,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from handpose.budget import BudgetSettings
 from handpose.config import compose, list_location_overrides, override_key, quote_override, to_plain_values
 from handpose.errors import UserError, join_lines
 from handpose.files import expand_home
@@ -183,6 +184,16 @@ _BUDGET_KEYS = {
 }
 
 
+def read_recorded_budget(folder: Path) -> BudgetSettings | None:
+    """Return the budget in the sweep.yaml of a folder; None if a version without budgets has written it.
+
+    Raises:
+        UserError: sweep.yaml is missing or damaged.
+    """
+    recorded = _read_sweep_record(folder)["config"].get("budget")
+    return None if recorded is None else BudgetSettings(**{name: recorded[name] for name in _BUDGET_KEYS["budget"]})
+
+
 def save_budgets(task: SweepTask) -> None:
     """Record the new budgets of a resumed sweep in sweep.yaml, so that a later resume need not repeat them.
 
@@ -264,6 +275,7 @@ def load_recorded_task(
     record = _read_sweep_record(folder)
     _check_overrides(given)
     new = [item for item in given if override_key(item) != "sweep.resume"]
+    new += _drop_other_unit(new)
     here = [item for item in new if override_key(item).startswith("paths.")]  # do not define trials
     new = [item for item in new if item not in here]
     place = {"sweep.name": record["config"]["sweep"]["name"], "sweep.folder": folder, "sweep.resume": folder}
@@ -327,6 +339,13 @@ def _read_sweep_record(folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{file} lacks {', '.join(missing)}: this sweep cannot be resumed")
     return upgrade(record, file)
+
+
+def _drop_other_unit(given: Sequence[str]) -> list[str]:
+    """Return an override that removes the recorded `budget.minutes` if `budget.hours` is given, and the reverse."""
+    units = {"budget.minutes": "budget.hours", "budget.hours": "budget.minutes"}
+    keys = {override_key(item) for item in given}
+    return [f"{units[key]}=null" for key in keys & units.keys() if units[key] not in keys]
 
 
 def _check_overrides(given: Sequence[str]) -> None:

@@ -41,6 +41,8 @@ from handpose.yaml_files import load_yaml
 _WINNER_FILE = "overrides.json"
 """File with the overrides of the configuration that is retrained."""
 _END_TIMEOUT_S = 60.0
+_LEAST_RETRAINING_S = 10.0
+"""A retraining that is finished is not replaced by one that has less time than this."""
 
 
 def retrain_winner(
@@ -84,7 +86,9 @@ def retrain_winner(
     """
     place = folder / "retrain"
     winner = _read_winner(folder, use_val=use_val)
-    _archive_other_winner(place, winner)
+    if _is_of_another_winner(place, winner):
+        _check_time_left(place, find_end)
+        _archive(place)
     if _is_finished(place) and not repeats_shortened:
         return _read_metrics(place)
     config = compose("train", [_format_best_override(folder)])
@@ -264,19 +268,23 @@ def _run_on_cluster(folder: Path, retrain_nodes: RetrainNodes, changes: list[str
         ) from error
 
 
-def _archive_other_winner(place: Path, winner: list[str]) -> None:
-    """Rename the retraining of another winner to `retrain_1`, `retrain_2` and so on.
-
-    A sweep that was continued with more trials may have a new winner.
-    """
-    if not place.exists():
-        return
+def _is_of_another_winner(place: Path, winner: list[str]) -> bool:
+    """Return whether there is a retraining of another winner: a sweep with more trials may have a new one."""
     file = place / _WINNER_FILE
-    if not file.is_file() or read_json(file) != winner:
-        _archive(place)
+    return place.exists() and (not file.is_file() or read_json(file) != winner)
+
+
+def _check_time_left(place: Path, find_end: Callable[[int], float] | None) -> None:
+    """Raise UserError if the budget has no time for another retraining, and a finished one would be put aside."""
+    if find_end is not None and _is_finished(place) and find_end(1) - time.time() < _LEAST_RETRAINING_S:
+        raise UserError(
+            f"the budget has no time left to retrain another winner, or with other images; {place} keeps the "
+            "retraining that there is; give a larger budget"
+        )
 
 
 def _archive(place: Path) -> None:
+    """Rename a retraining to `retrain_1`, `retrain_2` and so on."""
     numbered = (place.with_name(f"{place.name}_{number}") for number in itertools.count(1))
     place.rename(next(path for path in numbered if not path.exists()))
 

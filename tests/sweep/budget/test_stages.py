@@ -90,6 +90,20 @@ def test_a_resumed_confirmation_keeps_what_was_chosen(plan):
     assert plan(clock)[:2] == (1, 1)
 
 
+def test_a_new_plan_keeps_at_least_what_has_been_confirmed(plan):
+    clock = make_clock(left_s=26.0)
+    clock.decisions.top_k, clock.decisions.seeds = 2, 1
+    clock.decisions.reopen_confirmation()
+    assert plan(clock)[:2] == (2, 1)
+
+
+def test_a_confirmation_that_was_planned_smaller_grows_to_what_was_configured_if_it_fits(plan):
+    clock = make_clock(left_s=100_000.0)
+    clock.decisions.planned_keys = ["sweep.confirm.top_k", "sweep.confirm.seeds"]
+    clock.decisions.asked_top_k, clock.decisions.asked_seeds = 5, 4
+    assert plan(clock)[:2] == (5, 4)
+
+
 def test_the_retraining_ends_before_the_report_and_within_the_gpu_hours():
     table = make_table((4, 3600.0), gpu_hours=1.0)
     by_time = find_retraining_end(table, make_clock(left_s=106.0), 2) - time.time()

@@ -19,6 +19,7 @@ from handpose.sweep.driver.resume import (
     load_recorded_task,
     load_task_to_resume,
     make_sweep_record,
+    read_recorded_budget,
     save_budgets,
 )
 from handpose.sweep.plan import build_plan
@@ -59,6 +60,15 @@ def test_budgets_that_were_given_anew_hold_for_the_next_resume_too(folder):
     assert (sweep.num_trials, sweep.time_budget_s, sweep.gpu_hours) == (99, 50, None)
     assert sweep.preflight == "brief"  # of that one resume
     assert load_recorded_task(folder, ["sweep.time_budget_s=null"]).config.sweep.time_budget_s is None
+
+
+def test_a_new_budget_in_another_unit_replaces_the_recorded_one(folder):
+    save_budgets(load_recorded_task(folder, ["budget.minutes=5"]))
+    assert read_recorded_budget(folder).minutes == 5
+    save_budgets(load_recorded_task(folder, ["budget.hours=12"]))
+    recorded = read_recorded_budget(folder)
+    assert (recorded.minutes, recorded.hours) == (None, 12)
+    assert load_recorded_task(folder, ["budget.minutes=30"]).config.budget.hours is None
 
 
 @pytest.fixture

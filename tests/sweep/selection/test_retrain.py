@@ -110,6 +110,16 @@ def test_with_the_validation_split_it_is_another_retraining(training_calls, tmp_
     assert [config.train_on_val for config in training_calls] == [False, True]
 
 
+def test_a_finished_retraining_is_not_put_aside_for_one_that_has_no_time(training_calls, tmp_path):
+    folder = tmp_path / "sweep"
+    write_winner(folder, 0.1)
+    metrics = retrain_winner(folder)
+    with pytest.raises(UserError, match=r"^the budget has no time left to retrain .*give a larger budget$"):
+        retrain_winner(folder, use_val=True, find_end=lambda devices: time.time() + 5)
+    assert retrain_winner(folder, find_end=lambda devices: time.time() + 5) == metrics
+    assert not (folder / "retrain_1").exists()
+
+
 def test_what_is_gone_on_with_without_a_best_checkpoint_is_the_last_one(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_checkpoint", lambda path: {"epoch": 8})
     overrides = module._make_resume_overrides(tmp_path, 9)
