@@ -16,7 +16,7 @@ from handpose.sweep.driver.resume import SweepTask, change_task
 from handpose.sweep.driver.run import run_preflight_alone
 from handpose.sweep.plan import SweepPlan, build_plan
 from handpose.sweep.preflight.budget_costs import estimate_costs
-from handpose.sweep.preflight.checks import list_allowed_epochs
+from handpose.sweep.preflight.checks import check_gpu_hours, list_allowed_epochs
 from handpose.sweep.preflight.forecast import forecast_retraining
 from handpose.sweep.preflight.probe import ProbeResults
 from handpose.sweep.record.settings import SweepSettings
@@ -74,7 +74,12 @@ def plan_within_budget(plan: SweepPlan, stack: contextlib.ExitStack) -> SweepPla
     preflight = plan.make_preflight(plan.trial_function)
     brief_s = min(preflight.brief_s, _PREFLIGHT_SHARE * clock.deadline.left_s)
     preflight = replace(preflight, brief_s=brief_s, plan_budget=planner.plan_budget)
-    slots = run_preflight_alone(sweep, plan.cluster, preflight.run, stack=stack)
+
+    def run_preflight(slots: Slots) -> Slots:
+        check_gpu_hours(plan.task.config.budget.gpu_hours, slots)  # the GPUs of a cluster are known only now
+        return preflight.run(slots)
+
+    slots = run_preflight_alone(sweep, plan.cluster, run_preflight, stack=stack)
     chosen = build_plan(change_task(plan.task, planner.values), data=plan.data, measured_slots=slots)
     decisions = clock.decisions
     decisions.planned_keys = list(planner.values)

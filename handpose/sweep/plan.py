@@ -30,6 +30,7 @@ from handpose.sweep.execution.retrain_nodes import RetrainNodes, find_retrain_no
 from handpose.sweep.execution.runtime import set_ray_environment, start_ray
 from handpose.sweep.preflight.checks import (
     DataSummary,
+    check_gpu_hours,
     check_loaders,
     check_space,
     check_sweep,
@@ -261,6 +262,7 @@ def build_plan(task: SweepTask, *, data: DataSummary | None = None, measured_slo
     data = data or summarise_data(config)
     check_fingerprint(task, data.fingerprint)
     if (slots := slots_here(sweep, cluster)) is not None:
+        check_gpu_hours(budget.gpu_hours, slots)
         check_loaders(sweep, space, overrides, data.size, slots)
     validates_every = config.trainer.check_val_every_n_epoch
     check_validation_epochs(sweep, scheduler(), validation_interval=validates_every)

@@ -206,6 +206,17 @@ def check_validation_epochs(sweep: SweepSettings, scheduler: Scheduler, *, valid
         )
 
 
+def check_gpu_hours(gpu_hours: float | None, slots: Slots) -> None:
+    """Raise UserError if `budget.gpu_hours` is given although trials use no GPU.
+
+    Args:
+        gpu_hours: its value.
+        slots: slots of the trials.
+    """
+    if gpu_hours is not None and not slots.gpus:
+        raise UserError(f"budget.gpu_hours={gpu_hours:g} limits nothing: trials use no GPU; give budget.hours instead")
+
+
 def list_allowed_epochs(
     sweep: SweepSettings,
     bind_scheduler: Callable[[SweepSettings], Callable[[], Scheduler]],

@@ -25,6 +25,7 @@ from handpose.sweep.controller.slots import Slots
 from handpose.sweep.execution.worker_group import check_picklable
 from handpose.sweep.preflight import preflight as module
 from handpose.sweep.preflight.checks import (
+    check_gpu_hours,
     check_loaders,
     check_space,
     check_sweep,
@@ -216,6 +217,13 @@ def test_a_plan_that_is_not_validated_is_refused(tmp_path, changes, rungs, every
     settings = make_settings(tmp_path, **{"max_epochs": 6} | changes)
     with pytest.raises(UserError, match=reason):
         check_validation_epochs(settings, make_scheduler(*rungs), validation_interval=every)
+
+
+def test_gpu_hours_of_a_budget_need_trials_on_gpus():
+    check_gpu_hours(None, Slots(2, 1, 0.0))
+    check_gpu_hours(200.0, Slots(2, 1, 0.5))
+    with pytest.raises(UserError, match=r"^budget.gpu_hours=200 limits nothing: trials use no GPU; give budget.hours"):
+        check_gpu_hours(200.0, Slots(2, 1, 0.0))
 
 
 @pytest.mark.parametrize(
