@@ -88,6 +88,12 @@ class BudgetSettings:
         given = [f"budget.{name}={value:g}" for name, value in values.items() if isinstance(value, (int, float))]
         return " ".join([*given, *([] if self.finish_by is None else [f"budget.finish_by={self.finish_by}"])])
 
+    def describe_larger(self) -> str:
+        """Return overrides that give a budget of twice the size, for messages."""
+        values = {"minutes": self.minutes, "hours": self.hours, "gpu_hours": self.gpu_hours}
+        larger = [f"budget.{name}={2 * value:g}" for name, value in values.items() if isinstance(value, (int, float))]
+        return " ".join([*larger, *([] if self.finish_by is None else ["budget.finish_by=LATER"])])
+
     def describe_removal(self) -> str:
         """Return the overrides that remove this budget, for messages."""
         return " ".join(f"{item.partition('=')[0]}=null" for item in self.describe().split())
@@ -127,6 +133,10 @@ class Deadline:
         started_at: when the run has started, in seconds since the epoch; None: when this process imported the package.
         used_s: seconds that earlier processes have used for the same run.
         environment: variables of this process, which may name the end of a job.
+
+    Attributes:
+        at: when it has to be finished, in seconds since the epoch; infinity without a limit.
+        is_end_of_job: whether the end of a Slurm job comes before that of the budget.
     """
 
     def __init__(
@@ -138,9 +148,10 @@ class Deadline:
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         started_at = handpose.IMPORTED_AT if started_at is None else started_at
-        self.at = min(started_at + settings.limit_s - used_s, settings.parse_finish_by())
-        if settings.is_limited:
-            self.at = min(self.at, read_job_end(environment))
+        own_at = min(started_at + settings.limit_s - used_s, settings.parse_finish_by())
+        job_end = read_job_end(environment) if settings.is_limited else math.inf
+        self.at = min(own_at, job_end)
+        self.is_end_of_job = job_end < own_at
 
     @property
     def is_limited(self) -> bool:

@@ -81,6 +81,18 @@ def test_the_time_of_earlier_processes_counts_and_the_earlier_limit_holds():
     assert 55 < both.left_s < 60  # a part is kept in reserve
 
 
+def test_it_is_known_whether_the_end_of_the_job_comes_first():
+    job = {"SLURM_JOB_END_TIME": str(int(time.time()) + 7200)}
+    assert Deadline(make_budget(hours=8), environment=job).is_end_of_job
+    assert not Deadline(make_budget(hours=1), environment=job).is_end_of_job
+    assert not Deadline(make_budget(), environment=job).is_end_of_job
+
+
+def test_a_larger_budget_has_twice_the_size():
+    assert make_budget(hours=8, gpu_hours=1.5).describe_larger() == "budget.hours=16 budget.gpu_hours=3"
+    assert make_budget(finish_by="2030-05-06T07:08").describe_larger() == "budget.finish_by=LATER"
+
+
 def test_without_a_limit_any_time_is_left():
     deadline = Deadline(make_budget(), environment={"SLURM_JOB_END_TIME": "1"})
     assert not deadline.is_limited

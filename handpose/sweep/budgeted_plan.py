@@ -128,6 +128,7 @@ class _Planner:
             costs,
             given=self._given,
             described=clock.describe_limit(),
+            remedy="give the job more time" if clock.deadline.is_end_of_job else "give a larger budget",
             num_points=plan.num_points,
             allowed_epochs=list_allowed_epochs(sweep, self._bind_scheduler, validation_intervals=intervals),
         )

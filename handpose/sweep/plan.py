@@ -25,7 +25,7 @@ from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.driver.resume import SweepTask, check_fingerprint, make_sweep_record, save_budgets
-from handpose.sweep.driver.run import SweepRun, run_preflight_alone, run_sweep
+from handpose.sweep.driver.run import SweepRun, describe_spent_budget, run_preflight_alone, run_sweep
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, find_retrain_nodes
 from handpose.sweep.execution.runtime import set_ray_environment, start_ray
 from handpose.sweep.preflight.checks import (
@@ -198,6 +198,19 @@ class SweepPlan:
         if not self.clock.is_limited:
             return used_s > 0  # the budget has been removed
         return find_retraining_end(table, self.clock, 1) - time.time() > 1.5 * used_s
+
+    def describe_spent_budget(self, table: TrialTable) -> str:
+        """Return a line about a spent budget of the trials, and how to resume; empty if they had enough."""
+        clock = self.clock
+        if not clock.is_limited:
+            return describe_spent_budget(self.sweep, table)
+        return describe_spent_budget(
+            self.sweep,
+            table,
+            whole=clock.describe_limit(),
+            larger_whole=clock.describe_larger(),
+            planned=clock.decisions.planned_keys,
+        )
 
     @property
     def scheduler_class(self) -> Callable[..., Scheduler]:

@@ -124,8 +124,12 @@ class BudgetClock:
         return math.inf if self._settings.gpu_hours is None else 3600.0 * self._settings.gpu_hours
 
     def describe_limit(self) -> str:
-        """Return the overrides that give the budget."""
-        return self._settings.describe()
+        """Return the overrides that give the budget, and whether the end of a job limits it further."""
+        return self._settings.describe() + (" (the Slurm job ends earlier)" if self.deadline.is_end_of_job else "")
+
+    def describe_larger(self) -> str:
+        """Return overrides that give a larger budget."""
+        return self._settings.describe_larger()
 
     def describe_removal(self) -> str:
         """Return the overrides that remove the budget."""

@@ -142,6 +142,7 @@ def make_budget_plan(
     *,
     given: Collection[str],
     described: str,
+    remedy: str = "give a larger budget",
     num_points: int | None = None,
     allowed_epochs: Collection[int] | None = None,
 ) -> BudgetPlan:
@@ -153,6 +154,7 @@ def make_budget_plan(
         costs: what they take.
         given: configuration keys that the user has given. Their values are kept.
         described: the budget, for errors.
+        remedy: what gives more time, for errors.
         num_points: number of different trials that the search space allows; None: any number.
         allowed_epochs: the numbers of epochs that a trial may have, with the scheduler and the validation as they are;
             those of `asked` are always allowed. None: any number.
@@ -170,7 +172,14 @@ def make_budget_plan(
             break
     else:
         enlarging = _find_enlarging(plan.amounts, asked, given, allowed_epochs)
-        _check_fits(plan, costs, described, enlarging=enlarging, min_epochs=min(allowed_epochs or [1]))
+        if enlarging:
+            remedy += " or leave these values out"
+        if min(allowed_epochs or [1]) > 1:
+            remedy += (
+                ", or options of the scheduler and trainer.check_val_every_n_epoch with which a trial may have fewer "
+                f"than {min(allowed_epochs or [1])} epochs"
+            )
+        _check_fits(plan, costs, described, enlarging=enlarging, remedy=remedy)
     if plan.amounts == asked and KEYS["num_trials"] not in given and plan.retrain_epochs >= costs.num_retrain_epochs:
         return _add_trials(plan, left, costs, most)
     return plan
@@ -314,25 +323,14 @@ def _find_enlarging(
     ]
 
 
-def _check_fits(
-    smallest: BudgetPlan, costs: Costs, described: str, *, enlarging: Sequence[str], min_epochs: int
-) -> None:
-    """Raise UserError if even the smallest plan needs more than is left.
-
-    `min_epochs` is the smallest number of epochs that the scheduler and the validation allow.
-    """
+def _check_fits(smallest: BudgetPlan, costs: Costs, described: str, *, enlarging: Sequence[str], remedy: str) -> None:
+    """Raise UserError if even the smallest plan needs more than is left."""
     retraining = costs.retrain_epoch.scale(min(1, costs.num_retrain_epochs))
     least = smallest.trials + smallest.confirmation + retraining + costs.fixed
     left = smallest.left + costs.fixed
     what = f"{', '.join(enlarging)} {'do' if len(enlarging) > 1 else 'does'} not fit"
     if not enlarging:
         what = f"the smallest plan, {_describe_smallest(smallest.amounts, costs)}, does not fit"
-    remedy = "give a larger budget" + (" or leave these values out" if enlarging else "")
-    if min_epochs > 1:
-        remedy += (
-            f", or options of the scheduler and trainer.check_val_every_n_epoch with which a trial may have fewer than "
-            f"{min_epochs} epochs"
-        )
     if least.wall_s > left.wall_s:
         raise UserError(
             f"{described} leaves {max(0.0, left.wall_s):.0f} s for training, into which {what}: at least about "

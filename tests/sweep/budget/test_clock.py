@@ -1,6 +1,7 @@
 """The time that a sweep has used, over all its processes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,6 +38,14 @@ def test_each_stage_has_its_time_from_the_start_of_the_process(now, tmp_path):
     now.seconds += 60
     assert clock.count_used_s() == 210
     assert clock.seconds == {"preparation": 20, "trials": 100, "confirmation": 30, "retraining": 60}
+
+
+def test_the_end_of_a_job_is_named_if_it_comes_first(now, tmp_path, monkeypatch):
+    clock = BudgetClock(FIVE_MINUTES, tmp_path)
+    monkeypatch.setattr(clock_module, "Deadline", lambda settings, used_s: SimpleNamespace(is_end_of_job=True))
+    assert clock.describe_limit() == "budget.minutes=5 (the Slurm job ends earlier)"
+    monkeypatch.setattr(clock_module, "Deadline", lambda settings, used_s: SimpleNamespace(is_end_of_job=False))
+    assert clock.describe_limit() == "budget.minutes=5"
 
 
 def test_nothing_is_written_before_the_sweep_has_its_folder(now, tmp_path):
