@@ -38,8 +38,8 @@ class BudgetSettings:
         hours: the same in hours.
         gpu_hours: GPU-hours that the trials, the confirmation and the retraining of a sweep may use together. None: no
             limit.
-        finish_by: local time, or time with an offset from UTC, at which the run must have finished, for example
-            2026-12-04T18:00. None: no limit.
+        finish_by: time at which the run must have finished, for example 2026-12-04T18:00. Without an offset from UTC,
+            it is the local time of the machine on which the run is started or submitted. None: no limit.
     """
 
     minutes: _Minutes | Literal["auto"] | None

@@ -1,5 +1,6 @@
 """For which sweeps `budget.minutes=auto` is five minutes."""
 
+import math
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from omegaconf import OmegaConf
 
 from handpose.errors import UserError
 from handpose.sweep import budgeted_plan as module
+from handpose.sweep.budget.planning import KEYS, Amounts, BudgetPlan, Work
 from handpose.sweep.driver.resume import SweepTask
 from tests.sweep.sweeps import make_settings
 
@@ -63,3 +65,18 @@ def test_a_budget_without_the_preflight_is_an_error(tmp_path):
     plan = SimpleNamespace(sweep=make_settings(tmp_path, preflight="off"), clock=clock)
     with pytest.raises(UserError, match=r"^budget\.minutes=5 needs the preflight, .* leave out sweep\.preflight=off$"):
         module.plan_within_budget(plan, None)
+
+
+@pytest.mark.parametrize(
+    ("left", "limits"),
+    [
+        (Work(0.01, math.inf), {"sweep.time_budget_s": 0.1}),
+        (Work(math.inf, 0.01), {"sweep.gpu_hours": 1e-4}),
+        (Work(100.04, 7200.0), {"sweep.time_budget_s": 100.0, "sweep.gpu_hours": 2.0}),
+    ],
+)
+def test_the_limits_of_the_trials_are_above_zero_and_finite(left, limits):
+    planner = module._Planner(None, given=list(KEYS.values()))
+    nothing = Work(0.0, 0.0)
+    planner._choose_values(BudgetPlan(Amounts(1, 1, 0, 0), nothing, nothing, 0, nothing, left), has_gpus=True)
+    assert planner.values == limits

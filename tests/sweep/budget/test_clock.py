@@ -126,3 +126,13 @@ def test_the_times_are_saved_while_another_thread_counts_the_first_seconds_of_a_
     clock.seconds = Counting(trials=1.0)
     with clock.close_at_end():
         clock.start_saving()
+
+
+def test_the_file_is_written_to_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("handpose.files.os.fsync", lambda descriptor: synced.append((tmp_path / BUDGET_FILE).exists()))
+    clock = BudgetClock(FIVE_MINUTES, tmp_path)
+    with clock.close_at_end():
+        clock.start_saving()
+    assert synced[0] is False
+    assert len(synced) >= 2
