@@ -200,4 +200,7 @@ class BudgetClock:
                 f"{self._file} is damaged ({place + ': ' if place else ''}{found['msg']}); remove it, and the time of "
                 "the sweep is counted from now on"
             ) from error
-        self.seconds, self.decisions = {**content.seconds}, content.decisions
+        self.seconds, self.decisions = (
+            {str(stage): used_s for stage, used_s in content.seconds.items()},
+            content.decisions,
+        )
