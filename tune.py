@@ -11,9 +11,9 @@ from handpose.report.pareto_front import format_front
 from handpose.report.summary import format_summary
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.analysis.status import print_status
-from handpose.sweep.budgeted_plan import plan_within_budget, resolve_auto_budget
+from handpose.sweep.budgeted_plan import plan_within_budget, resolve_auto_budget, resolve_finish_by
 from handpose.sweep.driver.resume import describe_fixed_params, load_task_to_resume, make_new_task
-from handpose.sweep.driver.run import SweepHaltedError, describe_spent_budget
+from handpose.sweep.driver.run import SweepHaltedError
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
 from handpose.sweep.plan import SweepPlan, build_plan
 from handpose.sweep.resumed_budget import limit_resumed_plan
@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
         return
     is_new = not config.sweep.resume
     task = resolve_auto_budget(make_new_task(config)) if is_new else load_task_to_resume(config, list_task_overrides())
-    plan = build_plan(task)
+    plan = build_plan(resolve_finish_by(task))
     if line := describe_fixed_params(task):
         print(line, flush=True)
     with contextlib.ExitStack() as ray_stack:
@@ -56,7 +56,7 @@ def run_steps(plan: SweepPlan, folder_sync: FolderSync | None, ray_stack: contex
     clock.enter("trials")
     with ray_stack, plan.run_sweep(folder_sync=folder_sync) as table:
         clock.start_saving()  # a sweep without trials left has not been locked
-        spent = "" if clock.is_limited else describe_spent_budget(plan.sweep, table)
+        spent = plan.describe_spent_budget(table)
         if spent:
             print(spent, flush=True)
         clock.enter("confirmation")

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from cluster.sweep import find_sweep_folder, split_arguments  # noqa: E402
+from handpose.budget import BudgetSettings, add_offset  # noqa: E402
 from handpose.config import compose, override_key, parse_override_value, quote_override  # noqa: E402
 from handpose.dotenv_file import load_dotenv_file  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
@@ -141,6 +142,7 @@ def read_submission(
     load_dotenv_file()
     _check_options(options)
     _check_arguments(arguments)
+    arguments = [_resolve_finish_by(item) for item in arguments]
     given = {override_key(item) for item in arguments}
     if not {"sweep.name", "sweep.resume"} & given:
         arguments.append(f"sweep.name={datetime.now():sweep-%Y-%m-%d-%H-%M-%S}")
@@ -220,6 +222,19 @@ def _check_arguments(arguments: Sequence[str]) -> None:
                 else "put it into the environment or into .env, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
             raise UserError(f"{shown} would write a secret into the job's script and into lists of processes; {remedy}")
+
+
+def _resolve_finish_by(argument: str) -> str:
+    """Add the offset from UTC to `budget.finish_by`, because the machines of the job may be in another time zone.
+
+    Raises:
+        UserError: the value is not a date with a time, or is in the past.
+    """
+    key, value = override_key(argument), parse_override_value(argument)
+    if key != "budget.finish_by" or not isinstance(value, str) or "${" in value:
+        return argument
+    BudgetSettings(minutes=None, hours=None, gpu_hours=None, finish_by=value).check_is_ahead()
+    return quote_override(key, add_offset(value))
 
 
 def _replace_variables(argument: str) -> str:

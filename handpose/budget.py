@@ -21,6 +21,8 @@ AUTO_MINUTES = 5.0
 """The budget of `python tune.py` without arguments that say how much to train."""
 
 _Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Hours = Annotated[float, Field(gt=0, le=10 * 365 * 24, allow_inf_nan=False)]
+_Minutes = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]  # longer budgets are given in hours
 _SAFETY_FRACTION = 0.02
 _MAX_SAFETY_S = 120.0
 _JOB_MARGIN_S = 60.0
@@ -36,12 +38,12 @@ class BudgetSettings:
         hours: the same in hours.
         gpu_hours: GPU-hours that the trials, the confirmation and the retraining of a sweep may use together. None: no
             limit.
-        finish_by: local time, or time with an offset from UTC, at which the run must have finished, for example
-            2026-12-04T18:00. None: no limit.
+        finish_by: time at which the run must have finished, for example 2026-12-04T18:00. Without an offset from UTC,
+            it is the local time of the machine on which the run is started or submitted. None: no limit.
     """
 
-    minutes: _Amount | Literal["auto"] | None
-    hours: _Amount | None
+    minutes: _Minutes | Literal["auto"] | None
+    hours: _Hours | None
     gpu_hours: _Amount | None
     finish_by: str | None
 
@@ -70,21 +72,15 @@ class BudgetSettings:
         Raises:
             UserError: it is not a date with a time.
         """
-        if self.finish_by is None:
-            return math.inf
-        try:
-            if "T" not in self.finish_by and " " not in self.finish_by:
-                raise ValueError("no time of day")
-            return datetime.fromisoformat(self.finish_by).timestamp()  # without an offset: local time
-        except (ValueError, OverflowError) as error:
-            raise UserError(
-                f"budget.finish_by={self.finish_by} is not a date with a time; write it like 2026-12-04T18:00"
-            ) from error
+        return math.inf if self.finish_by is None else _parse_moment(self.finish_by).timestamp()
 
     def check_is_ahead(self) -> None:
         """Raise UserError if `finish_by` is in the past."""
         if self.parse_finish_by() <= time.time():
-            raise UserError(f"budget.finish_by={self.finish_by} is in the past; give a later time")
+            raise UserError(
+                f"budget.finish_by={self.finish_by} is in the past; give a later time, or budget.finish_by=null "
+                "for none"
+            )
 
     def describe(self) -> str:
         """Return the overrides that give this budget, for messages."""
@@ -92,9 +88,41 @@ class BudgetSettings:
         given = [f"budget.{name}={value:g}" for name, value in values.items() if isinstance(value, (int, float))]
         return " ".join([*given, *([] if self.finish_by is None else [f"budget.finish_by={self.finish_by}"])])
 
+    def describe_larger(self) -> str:
+        """Return overrides that give a budget of twice the size, for messages."""
+        values = {"minutes": self.minutes, "hours": self.hours, "gpu_hours": self.gpu_hours}
+        larger = [f"budget.{name}={2 * value:g}" for name, value in values.items() if isinstance(value, (int, float))]
+        return " ".join([*larger, *([] if self.finish_by is None else ["budget.finish_by=LATER"])])
+
     def describe_removal(self) -> str:
         """Return the overrides that remove this budget, for messages."""
         return " ".join(f"{item.partition('=')[0]}=null" for item in self.describe().split())
+
+
+def add_offset(finish_by: str) -> str:
+    """Add the offset from UTC to a local time, so that it is the same moment on machines in other time zones.
+
+    Args:
+        finish_by: a value of `budget.finish_by`. If it has an offset, it is returned unchanged.
+
+    Raises:
+        UserError: it is not a date with a time.
+    """
+    moment = _parse_moment(finish_by)
+    return finish_by if moment.tzinfo else moment.astimezone().isoformat(timespec="seconds")
+
+
+def _parse_moment(finish_by: str) -> datetime:
+    try:
+        if "T" not in finish_by and " " not in finish_by:
+            raise ValueError("no time of day")
+        moment = datetime.fromisoformat(finish_by)
+        moment.timestamp()
+        return moment
+    except (ValueError, OverflowError) as error:
+        raise UserError(
+            f"budget.finish_by={finish_by} is not a date with a time; write it like 2026-12-04T18:00"
+        ) from error
 
 
 class Deadline:
@@ -105,6 +133,10 @@ class Deadline:
         started_at: when the run has started, in seconds since the epoch; None: when this process imported the package.
         used_s: seconds that earlier processes have used for the same run.
         environment: variables of this process, which may name the end of a job.
+
+    Attributes:
+        at: when it has to be finished, in seconds since the epoch; infinity without a limit.
+        is_end_of_job: whether the end of a Slurm job comes before that of the budget.
     """
 
     def __init__(
@@ -116,9 +148,10 @@ class Deadline:
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         started_at = handpose.IMPORTED_AT if started_at is None else started_at
-        self.at = min(started_at + settings.limit_s - used_s, settings.parse_finish_by())
-        if settings.is_limited:
-            self.at = min(self.at, read_job_end(environment))
+        own_at = min(started_at + settings.limit_s - used_s, settings.parse_finish_by())
+        job_end = read_job_end(environment) if settings.is_limited else math.inf
+        self.at = min(own_at, job_end)
+        self.is_end_of_job = job_end < own_at
 
     @property
     def is_limited(self) -> bool:

@@ -155,10 +155,20 @@ def join_inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
-    """Write a value as JSON; see `to_json`."""
-    with write_atomically(path) as part:
-        part.write_text(to_json(value, indent=indent) + "\n", encoding="utf-8")
+def write_json(path: Path, value: Any, *, indent: int | None = None, is_durable: bool = False) -> None:
+    """Write a value as JSON; see `to_json`.
+
+    Args:
+        path: the file.
+        value: the value.
+        indent: spaces of each level; None: everything in one line.
+        is_durable: whether the file is complete, old or new, even after a power failure. This takes milliseconds.
+    """
+    with write_atomically(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write(to_json(value, indent=indent) + "\n")
+        file.flush()
+        if is_durable:
+            os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> Any:

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cluster.allocation import remove_scheduler_variables
-from handpose.budget import BudgetSettings, Deadline, read_job_end
+from handpose.budget import BudgetSettings, Deadline, add_offset, read_job_end
+from handpose.config import compose
 from handpose.errors import UserError
 
 NOTHING = {"minutes": None, "hours": None, "gpu_hours": None, "finish_by": None}
@@ -44,6 +45,26 @@ def test_a_time_with_an_offset_is_that_moment_and_one_without_is_local():
     assert make_budget(finish_by="2030-05-06 07:08").parse_finish_by() == time.mktime(local.timetuple())
 
 
+def test_a_local_time_gets_its_offset_and_another_one_is_unchanged(monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        assert add_offset("2026-12-04T18:00") == "2026-12-04T18:00:00+01:00"
+        assert add_offset("2026-07-04 18:00") == "2026-07-04T18:00:00+02:00"
+        assert add_offset("2026-12-04T18:00+00:00") == "2026-12-04T18:00+00:00"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("given", ["budget.hours=1e9", "budget.minutes=1e9"])
+def test_a_budget_of_many_years_is_refused(given):
+    with pytest.raises(
+        UserError, match=r"^budget.(hours|minutes) must be at most (87600|100000), but it is 1000000000.0"
+    ):
+        compose("tune", [given])
+
+
 def test_a_time_in_the_past_is_refused_when_a_run_begins():
     past = (datetime.now(tz=UTC) - timedelta(hours=1)).isoformat()
     with pytest.raises(UserError, match="is in the past; give a later time"):
@@ -58,6 +79,18 @@ def test_the_time_of_earlier_processes_counts_and_the_earlier_limit_holds():
     both = Deadline(make_budget(hours=1, finish_by=soon), started_at=now, environment={})
     assert both.at == pytest.approx(now + 60)
     assert 55 < both.left_s < 60  # a part is kept in reserve
+
+
+def test_it_is_known_whether_the_end_of_the_job_comes_first():
+    job = {"SLURM_JOB_END_TIME": str(int(time.time()) + 7200)}
+    assert Deadline(make_budget(hours=8), environment=job).is_end_of_job
+    assert not Deadline(make_budget(hours=1), environment=job).is_end_of_job
+    assert not Deadline(make_budget(), environment=job).is_end_of_job
+
+
+def test_a_larger_budget_has_twice_the_size():
+    assert make_budget(hours=8, gpu_hours=1.5).describe_larger() == "budget.hours=16 budget.gpu_hours=3"
+    assert make_budget(finish_by="2030-05-06T07:08").describe_larger() == "budget.finish_by=LATER"
 
 
 def test_without_a_limit_any_time_is_left():

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from handpose.budget import BudgetSettings
 from handpose.config import instantiate_key, override_key
 from handpose.errors import UserError
 from handpose.report.trial_table import TrialRow, TrialTable
@@ -22,11 +23,12 @@ from handpose.sweep.budget.stages import ConfirmationBudget, find_retraining_end
 from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.driver.resume import SweepTask, check_fingerprint, make_sweep_record, save_budgets
-from handpose.sweep.driver.run import SweepRun, run_preflight_alone, run_sweep
+from handpose.sweep.driver.run import SweepRun, describe_spent_budget, run_preflight_alone, run_sweep
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, find_retrain_nodes
 from handpose.sweep.execution.runtime import set_ray_environment, start_ray
 from handpose.sweep.preflight.checks import (
     DataSummary,
+    check_gpu_hours,
     check_loaders,
     check_search,
     check_sweep,
@@ -189,6 +191,19 @@ class SweepPlan:
             return used_s > 0  # the budget has been removed
         return find_retraining_end(table, self.clock, 1) - time.time() > 1.5 * used_s
 
+    def describe_spent_budget(self, table: TrialTable) -> str:
+        """Return a line about a spent budget of the trials, and how to resume; empty if they had enough."""
+        clock = self.clock
+        if not clock.is_limited:
+            return describe_spent_budget(self.sweep, table)
+        return describe_spent_budget(
+            self.sweep,
+            table,
+            whole=clock.describe_limit(),
+            larger_whole=clock.describe_larger(),
+            planned=clock.decisions.planned_keys,
+        )
+
     @property
     def scheduler_class(self) -> Callable[..., Scheduler]:
         """The scheduler's class with the options of the configuration, without what the sweep adds."""
@@ -238,13 +253,16 @@ def build_plan(task: SweepTask, *, data: DataSummary | None = None, measured_slo
     """
     config, space = task.config, task.space
     sweep, cluster = instantiate(config.sweep), instantiate(config.ray)
-    clock = BudgetClock(instantiate_key(config, "budget"), sweep.path)
+    budget: BudgetSettings = instantiate_key(config, "budget")
+    budget.check_is_ahead()
+    clock = BudgetClock(budget, sweep.path)
     check_sweep(sweep, cluster)
     check_storage(sweep)
     overrides, scheduler, searcher, num_points = check_search(config, sweep, space, task.overrides)
     data = data or summarise_data(config)
     check_fingerprint(task, data.fingerprint)
     if (slots := slots_here(sweep, cluster)) is not None:
+        check_gpu_hours(budget.gpu_hours, slots)
         check_loaders(sweep, space, overrides, data.size, slots)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     origin = task.origin or collect_provenance(data=data.fingerprint)

@@ -75,7 +75,7 @@ def _limit_trials(plan: SweepPlan, events: list[Event], *, is_larger: bool, want
             num_more = math.floor(len(table.rows) * limit_s / at)  # at the pace so far
             values[KEYS["num_trials"]] = max(plan.sweep.num_trials, num_more)
     if math.isfinite(left.gpu_s) and table.gpu_hours:
-        gpu_hours = max(table.gpu_hours, (left.gpu_s - reserve.gpu_s) / 3600)
+        gpu_hours = max(table.gpu_hours, (left.gpu_s - reserve.gpu_s) / 3600, 1e-4)  # never rounded to 0
         _choose_limit(plan, values, _GPU_KEY, round(gpu_hours, 4), plan.sweep.gpu_hours)
     return _change_settings(plan, values)
 
@@ -102,7 +102,8 @@ def _estimate_reserve(plan: SweepPlan, table: TrialTable, *, at: float, left: Wo
     confirmation_s = math.ceil(num_runs / num_slots) * sweep.max_epochs * epoch.wall_s
     retraining = epoch.scale(sweep.workers_per_trial * plan.schedule_epochs)
     needed = Work(confirmation_s, num_runs * sweep.max_epochs * epoch.gpu_s) + retraining + Work(REPORT_S, 0.0)
-    return Work(min(needed.wall_s, _MAX_RESERVE * left.wall_s), min(needed.gpu_s, _MAX_RESERVE * left.gpu_s))
+    most = left.scale(_MAX_RESERVE)
+    return Work(max(0.0, min(needed.wall_s, most.wall_s)), max(0.0, min(needed.gpu_s, most.gpu_s)))
 
 
 def _remove_limits(plan: SweepPlan) -> SweepPlan:

@@ -4,6 +4,7 @@ import re
 import shlex
 import stat
 import subprocess
+from datetime import datetime
 
 import pytest
 
@@ -308,3 +309,14 @@ def test_each_launcher_has_a_guide_of_less_than_a_page(name):
     guide = (REPOSITORY / "docs" / "cluster" / f"{name}.md").read_text(encoding="utf-8")
     assert f"cluster/{name}.py" in guide
     assert len(guide.splitlines()) <= 60
+
+
+def test_a_deadline_is_submitted_with_its_offset_from_utc(working_folder, capsys):
+    lines = run_dry(slurm, capsys, *JOB, "--dry-run", "--", *SWEEP, "budget.finish_by=2035-12-04T18:00")
+    local = datetime(2035, 12, 4, 18).astimezone().isoformat()
+    assert lines[-1].endswith(f" budget.finish_by={local}")
+
+
+def test_a_deadline_in_the_past_is_not_submitted(working_folder, capsys):
+    said = run_refused(slurm, capsys, *JOB, "--dry-run", "--", *SWEEP, "budget.finish_by=2020-12-04T18:00")
+    assert "budget.finish_by=2020-12-04T18:00 is in the past" in said

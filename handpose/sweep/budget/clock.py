@@ -8,15 +8,17 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 import handpose
 from handpose.budget import BudgetSettings, Deadline
 from handpose.errors import UserError
-from handpose.files import read_json, write_json
+from handpose.files import write_json
 
 BUDGET_FILE = "budget.json"
 """Name of the file in the folder of a sweep."""
@@ -24,6 +26,10 @@ BUDGET_FILE = "budget.json"
 Stage = Literal["preparation", "trials", "confirmation", "retraining", "report"]
 
 _SAVE_EVERY_S = 2.0
+
+
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass
@@ -44,20 +50,28 @@ class Decisions:
     """
 
     planned_keys: list[str] = field(default_factory=list)
-    reserved_s: float = 0.0
-    reserved_gpu_s: float = 0.0
-    top_k: int | None = None
-    seeds: int | None = None
-    least_top_k: int = 0
-    least_seeds: int = 0
-    asked_trials: int | None = None
-    asked_top_k: int | None = None
-    asked_seeds: int | None = None
+    reserved_s: _Seconds = 0.0
+    reserved_gpu_s: _Seconds = 0.0
+    top_k: _Count | None = None
+    seeds: _Count | None = None
+    least_top_k: _Count = 0
+    least_seeds: _Count = 0
+    asked_trials: _Count | None = None
+    asked_top_k: _Count | None = None
+    asked_seeds: _Count | None = None
 
     def reopen_confirmation(self) -> None:
         """Let the confirmation be planned again. It is not going to be smaller than before."""
         self.least_top_k, self.least_seeds = self.top_k or self.least_top_k, self.seeds or self.least_seeds
         self.top_k = self.seeds = None
+
+
+@dataclass
+class _Content:
+    """What budget.json holds."""
+
+    seconds: dict[Stage, _Seconds]
+    decisions: Decisions
 
 
 class BudgetClock:
@@ -91,7 +105,8 @@ class BudgetClock:
     @property
     def used_s(self) -> float:
         """Seconds used so far, over all processes, as of the last count."""
-        return sum(self.seconds.values())
+        with self._lock:
+            return sum(self.seconds.values())
 
     @property
     def deadline(self) -> Deadline:
@@ -109,8 +124,12 @@ class BudgetClock:
         return math.inf if self._settings.gpu_hours is None else 3600.0 * self._settings.gpu_hours
 
     def describe_limit(self) -> str:
-        """Return the overrides that give the budget."""
-        return self._settings.describe()
+        """Return the overrides that give the budget, and whether the end of a job limits it further."""
+        return self._settings.describe() + (" (the Slurm job ends earlier)" if self.deadline.is_end_of_job else "")
+
+    def describe_larger(self) -> str:
+        """Return overrides that give a larger budget."""
+        return self._settings.describe_larger()
 
     def describe_removal(self) -> str:
         """Return the overrides that remove the budget."""
@@ -162,16 +181,26 @@ class BudgetClock:
     def save(self) -> None:
         """Save the times and the decisions. This does nothing before `start_saving`."""
         self._count()
-        if self._thread is not None:
-            seconds = {stage: round(seconds, 1) for stage, seconds in self.seconds.items()}
-            with self._save_lock:
-                write_json(self._file, {"seconds": seconds, "decisions": asdict(self.decisions)}, indent=2)
+        if self._thread is None:
+            return
+        with self._save_lock:  # held while the times are read, so that a thread with older ones does not write last
+            with self._lock:
+                seconds = {stage: round(seconds, 1) for stage, seconds in self.seconds.items()}
+            write_json(self._file, {"seconds": seconds, "decisions": asdict(self.decisions)}, indent=2, is_durable=True)
 
     def _read(self) -> None:
         try:
-            content: Mapping[str, Any] = read_json(self._file)
-            self.seconds, self.decisions = dict(content["seconds"]), Decisions(**content["decisions"])
+            content = TypeAdapter(_Content).validate_json(self._file.read_bytes(), strict=True)
         except FileNotFoundError:
             return
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{self._file} is damaged; remove it to count the time of the sweep from now on") from error
+        except ValidationError as error:
+            found = error.errors()[0]
+            place = ".".join(map(str, found["loc"]))
+            raise UserError(
+                f"{self._file} is damaged ({place + ': ' if place else ''}{found['msg']}); remove it, and the time of "
+                "the sweep is counted from now on"
+            ) from error
+        self.seconds, self.decisions = (
+            {str(stage): used_s for stage, used_s in content.seconds.items()},
+            content.decisions,
+        )

@@ -9,7 +9,7 @@ Values that the user has given are kept.
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from handpose.errors import UserError
@@ -23,6 +23,8 @@ RETRAIN_SHARE = 0.4
 SHORT_RETRAIN_SHARE = 0.3
 """The same for the last plan before there are fewer than `MIN_TRIALS` trials."""
 _SHORT_EPOCHS = 2
+_SMALLEST = ((2, 1), (1, 1))
+"""Trials and epochs of the smallest plans. They have no confirmation, and the retraining keeps an epoch at least."""
 
 _RETRAIN_SHARE_AFTER_TRIALS = 0.7
 _MAX_TRIALS = 100_000
@@ -134,7 +136,15 @@ def list_values(amounts: Amounts) -> dict[str, int]:
 
 
 def make_budget_plan(
-    left: Work, asked: Amounts, costs: Costs, *, given: Collection[str], described: str, num_points: int | None = None
+    left: Work,
+    asked: Amounts,
+    costs: Costs,
+    *,
+    given: Collection[str],
+    described: str,
+    remedy: str = "give a larger budget",
+    num_points: int | None = None,
+    allowed_epochs: Collection[int] | None = None,
 ) -> BudgetPlan:
     """Choose amounts of work that fit into what is left of a budget.
 
@@ -144,21 +154,34 @@ def make_budget_plan(
         costs: what they take.
         given: configuration keys that the user has given. Their values are kept.
         described: the budget, for errors.
+        remedy: what gives more time, for errors.
         num_points: number of different trials that the search space allows; None: any number.
+        allowed_epochs: the numbers of epochs that a trial may have, with the scheduler and the validation as they are;
+            those of `asked` are always allowed. None: any number.
 
     Raises:
-        UserError: not even the smallest amounts fit that keep the user's values, or no time is left.
+        UserError: not even the smallest amounts fit that keep the user's values.
     """
     left = Work(left.wall_s - costs.fixed.wall_s, left.gpu_s - costs.fixed.gpu_s)
-    candidates = _list_candidates(asked, given)
-    plans = (_evaluate(candidate, left, costs) for candidate in candidates)
-    plan = next((plan for plan in plans if _is_acceptable(plan, costs)), None)
-    if plan is None:
-        smallest = _evaluate(candidates[-1], left, costs)
-        _check_fits(smallest, costs, given, described)
-        return smallest
+    most = _MAX_TRIALS if num_points is None else num_points
+    asked = asked._replace(num_trials=min(asked.num_trials, most))
+    candidates = _list_candidates(asked, given, allowed_epochs)
+    for amounts, retrain_share in candidates:
+        plan = _evaluate(amounts, left, costs)
+        if _is_acceptable(plan, costs, retrain_share):
+            break
+    else:
+        enlarging = _find_enlarging(plan.amounts, asked, given, allowed_epochs)
+        if enlarging:
+            remedy += " or leave these values out"
+        if min(allowed_epochs or [1]) > 1:
+            remedy += (
+                ", or options of the scheduler and trainer.check_val_every_n_epoch with which a trial may have fewer "
+                f"than {min(allowed_epochs or [1])} epochs"
+            )
+        _check_fits(plan, costs, described, enlarging=enlarging, remedy=remedy)
     if plan.amounts == asked and KEYS["num_trials"] not in given and plan.retrain_epochs >= costs.num_retrain_epochs:
-        return _add_trials(plan, left, costs, _MAX_TRIALS if num_points is None else num_points)
+        return _add_trials(plan, left, costs, most)
     return plan
 
 
@@ -181,7 +204,7 @@ def choose_confirmation(
     kept = left.scale(_RETRAIN_SHARE_AFTER_TRIALS)
     spare_s = left.wall_s - min(retraining.wall_s, kept.wall_s)
     spare_gpu_s = left.gpu_s - min(retraining.gpu_s, kept.gpu_s)
-    for amounts in _list_candidates(asked, given):
+    for amounts, _ in _list_candidates(asked, given):
         num_runs = (amounts.top_k + 1) * amounts.seeds
         needed_s = math.ceil(num_runs / num_slots) * run.wall_s
         if needed_s <= spare_s and num_runs * run.gpu_s <= spare_gpu_s:
@@ -200,50 +223,68 @@ def _evaluate(amounts: Amounts, left: Work, costs: Costs) -> BudgetPlan:
     return BudgetPlan(amounts, trials, confirmation, epochs, costs.retrain_epoch.scale(epochs), left)
 
 
-def _is_acceptable(plan: BudgetPlan, costs: Costs) -> bool:
+def _is_acceptable(plan: BudgetPlan, costs: Costs, retrain_share: float) -> bool:
     """Return whether the trials and the confirmation leave enough for the retraining."""
     if min(plan.trials_limit.wall_s - plan.trials.wall_s, plan.trials_limit.gpu_s - plan.trials.gpu_s) < 0:
         return False
     if plan.retrain_epochs >= costs.num_retrain_epochs:
         return True
-    is_last = (plan.amounts.num_trials, plan.amounts.max_epochs) == (MIN_TRIALS, _SHORT_EPOCHS)
-    share = plan.left.scale(SHORT_RETRAIN_SHARE if is_last else RETRAIN_SHARE)
-    return plan.retrain_epochs >= 1 and plan.retrain_epochs >= costs.retrain_epoch.count_fitting(share)
+    kept = costs.retrain_epoch.count_fitting(plan.left.scale(retrain_share)) if retrain_share else 0.0
+    return plan.retrain_epochs >= max(1.0, kept)
 
 
-def _list_candidates(asked: Amounts, given: Collection[str]) -> list[Amounts]:
-    """List amounts from the configured ones down to the smallest. Values that the user has given stay the same."""
-    found, kept = [asked], {name: getattr(asked, name) for name, key in KEYS.items() if key in given}
-    for smaller in _reduce(asked):
-        amounts = smaller._replace(**kept)
-        if amounts not in found:
-            found.append(amounts)
+def _list_candidates(
+    asked: Amounts, given: Collection[str], allowed_epochs: Collection[int] | None = None
+) -> list[tuple[Amounts, float]]:
+    """List amounts from the configured ones down to the smallest, each with the share of the retraining.
+
+    Values that the user has given stay the same. If a confirmation is given, there is one. Epochs that are not allowed
+    become the next smaller allowed number, or the smallest one.
+    """
+    found, kept = [(asked, RETRAIN_SHARE)], {name: getattr(asked, name) for name, key in KEYS.items() if key in given}
+    needs_confirmation = asked.is_confirmed and not kept.keys().isdisjoint(("top_k", "seeds"))
+    for smaller, share in _reduce(asked):
+        amounts = smaller
+        if needs_confirmation and not smaller.is_confirmed:
+            amounts = amounts._replace(top_k=1, seeds=1)
+        if allowed_epochs is not None:
+            fitting = [epochs for epochs in allowed_epochs if epochs <= amounts.max_epochs]
+            amounts = amounts._replace(max_epochs=max(fitting, default=min(allowed_epochs, default=asked.max_epochs)))
+        candidate = (amounts._replace(**kept), share)
+        if candidate not in found:
+            found.append(candidate)
     return found
 
 
-def _reduce(asked: Amounts) -> Iterator[Amounts]:
-    """Yield smaller and smaller amounts."""
+def _reduce(asked: Amounts) -> Iterator[tuple[Amounts, float]]:
+    """Yield smaller and smaller amounts, each with the share of the retraining."""
     current = asked
     for top_k in range(asked.top_k - 1, 1, -1):  # two finalists are the fewest that compete
         current = current._replace(top_k=top_k)
-        yield current
+        yield current, RETRAIN_SHARE
     for seeds in range(asked.seeds - 1, 0, -1):
         current = current._replace(seeds=seeds)
-        yield current
+        yield current, RETRAIN_SHARE
     for num_trials in _list_smaller(asked.num_trials, MIN_TRIALS):
         current = current._replace(num_trials=num_trials)
-        yield current
+        yield current, RETRAIN_SHARE
     for max_epochs in _list_smaller(asked.max_epochs, 3):
         current = current._replace(max_epochs=max_epochs)
-        yield current
+        yield current, RETRAIN_SHARE
     if current.top_k > 1:
         current = current._replace(top_k=1)
-        yield current
-    for num_trials, max_epochs in ((MIN_TRIALS, _SHORT_EPOCHS), (6, 2), (4, 2), (3, 2), (3, 1), (2, 1)):
-        current = current._replace(
-            num_trials=min(current.num_trials, num_trials), max_epochs=min(current.max_epochs, max_epochs)
-        )
-        yield current
+        yield current, RETRAIN_SHARE
+    yield _limit_trials(current, MIN_TRIALS, _SHORT_EPOCHS), SHORT_RETRAIN_SHARE
+    for num_trials, max_epochs in ((6, 2), (4, 2), (3, 2), (3, 1), (2, 1)):
+        yield _limit_trials(current, num_trials, max_epochs), RETRAIN_SHARE
+    for num_trials, max_epochs in _SMALLEST:
+        yield _limit_trials(current._replace(top_k=0, seeds=0), num_trials, max_epochs), 0.0
+
+
+def _limit_trials(amounts: Amounts, num_trials: int, max_epochs: int) -> Amounts:
+    return amounts._replace(
+        num_trials=min(amounts.num_trials, num_trials), max_epochs=min(amounts.max_epochs, max_epochs)
+    )
 
 
 def _list_smaller(value: int, least: int) -> list[int]:
@@ -266,24 +307,43 @@ def _add_trials(plan: BudgetPlan, left: Work, costs: Costs, most: int) -> Budget
 
 
 def _choose_larger(plan: BudgetPlan, larger: BudgetPlan, costs: Costs) -> BudgetPlan:
-    fits = _is_acceptable(larger, costs) and larger.retrain_epochs >= costs.num_retrain_epochs
+    fits = _is_acceptable(larger, costs, RETRAIN_SHARE) and larger.retrain_epochs >= costs.num_retrain_epochs
     return larger if fits else plan
 
 
-def _check_fits(plan: BudgetPlan, costs: Costs, given: Collection[str], described: str) -> None:
-    """Raise UserError if there is no time at all, or if values that the user has given do not fit."""
-    least = plan.trials + plan.confirmation + costs.retrain_epoch.scale(min(1, costs.num_retrain_epochs)) + costs.fixed
-    left = plan.left + costs.fixed
-    kept = [f"{key}={value}" for key, value in list_values(plan.amounts).items() if key in given]
-    what = f"{', '.join(kept)} {'do' if len(kept) > 1 else 'does'} not fit" if kept else "nothing fits"
-    if plan.left.wall_s <= 0 or (kept and least.wall_s > left.wall_s):
+def _find_enlarging(
+    smallest: Amounts, asked: Amounts, given: Collection[str], allowed_epochs: Collection[int] | None
+) -> list[str]:
+    """Return the given values, `key=value`, without which there would be a smaller plan than the smallest one."""
+    free, _ = _list_candidates(asked, (), allowed_epochs)[-1]
+    return [
+        f"{key}={getattr(smallest, name)}"
+        for name, key in KEYS.items()
+        if key in given and getattr(smallest, name) > getattr(free, name)
+    ]
+
+
+def _check_fits(smallest: BudgetPlan, costs: Costs, described: str, *, enlarging: Sequence[str], remedy: str) -> None:
+    """Raise UserError if even the smallest plan needs more than is left."""
+    retraining = costs.retrain_epoch.scale(min(1, costs.num_retrain_epochs))
+    least = smallest.trials + smallest.confirmation + retraining + costs.fixed
+    left = smallest.left + costs.fixed
+    what = f"{', '.join(enlarging)} {'do' if len(enlarging) > 1 else 'does'} not fit"
+    if not enlarging:
+        what = f"the smallest plan, {_describe_smallest(smallest.amounts, costs)}, does not fit"
+    if least.wall_s > left.wall_s:
         raise UserError(
             f"{described} leaves {max(0.0, left.wall_s):.0f} s for training, into which {what}: at least about "
-            f"{least.wall_s:.0f} s are needed; give a larger budget" + (" or leave these values out" if kept else "")
+            f"{math.ceil(least.wall_s)} s are needed; {remedy}"
         )
-    if plan.left.gpu_s <= 0 or (kept and least.gpu_s > left.gpu_s):
+    if least.gpu_s > left.gpu_s:
         raise UserError(
             f"{described} leaves {max(0.0, left.gpu_s) / 3600:.2g} GPU-hours, into which {what}: at least about "
-            f"{least.gpu_s / 3600:.2g} are needed; give a larger budget"
-            + (" or leave these values out" if kept else "")
+            f"{least.gpu_s / 3600:.2g} are needed; {remedy}"
         )
+
+
+def _describe_smallest(amounts: Amounts, costs: Costs) -> str:
+    trials = f"{amounts.num_trials} trial{'' if amounts.num_trials == 1 else 's'}"
+    epochs = f"{amounts.max_epochs} epoch{'' if amounts.max_epochs == 1 else 's'}"
+    return f"{trials} of {epochs}" + (" and one epoch of the retraining" if costs.num_retrain_epochs else "")

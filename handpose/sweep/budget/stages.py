@@ -14,6 +14,7 @@ from handpose.sweep.record.settings import SweepSettings
 REPORT_S = 6.0
 """Seconds for the summary and the report after the retraining."""
 
+_TEN_YEARS_S = 10 * 365 * 86400.0
 _CONFIRMATION_LIMIT = 0.5
 """Largest part of the time left that the confirmation may take, if it turns out to be slower than planned."""
 
@@ -120,13 +121,16 @@ def _estimate_slots(table: TrialTable, clock: BudgetClock) -> int:
     return round(sum(row.seconds for row in table.rows.values()) / max(clock.seconds.get("trials", math.inf), 1.0))
 
 
-def find_retraining_end(table: TrialTable, clock: BudgetClock, num_devices: int) -> float:
-    """Return when the retraining has to be finished, in seconds since the epoch.
+def find_retraining_end(table: TrialTable, clock: BudgetClock, num_gpus: int) -> float:
+    """Return when the retraining has to be finished, in seconds since the epoch; infinity if it has years.
 
     Args:
         table: the trials.
         clock: what is left of the budget.
-        num_devices: number of devices of the retraining.
+        num_gpus: number of GPUs of the retraining; 0 if it runs on CPU cores, which use no GPU-hours.
     """
-    gpu_s = clock.gpu_s - count_used_gpu_s(table, clock, num_retrain_gpus=num_devices)
-    return time.time() + max(0.0, min(clock.deadline.left_s - REPORT_S, gpu_s / num_devices))
+    left_s = clock.deadline.left_s - REPORT_S
+    if num_gpus:
+        gpu_s = clock.gpu_s - count_used_gpu_s(table, clock, num_retrain_gpus=num_gpus)
+        left_s = min(left_s, gpu_s / num_gpus)
+    return time.time() + max(0.0, left_s) if left_s < _TEN_YEARS_S else math.inf

@@ -4,7 +4,7 @@ import contextlib
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -413,13 +413,25 @@ def open_trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:
     return logs
 
 
-def describe_spent_budget(sweep: SweepSettings, table: TrialTable) -> str:
-    """Return a line that says how to resume a sweep whose budget is spent; empty for any other sweep."""
+def describe_spent_budget(
+    sweep: SweepSettings, table: TrialTable, *, whole: str = "", larger_whole: str = "", planned: Collection[str] = ()
+) -> str:
+    """Return a line that says how to resume a sweep whose budget is spent; empty for any other sweep.
+
+    Args:
+        sweep: settings of the sweep.
+        table: its trials.
+        whole: the budget of the whole run, if there is one.
+        larger_whole: overrides that give a larger one.
+        planned: keys whose values are parts of this budget.
+    """
     budget = sweep.find_spent_budget(elapsed_s=table.elapsed_s, gpu_hours=table.gpu_hours)
     if table.end != "spent" or budget is None:
         return ""
     num_over = sum(row.is_over for row in table.rows.values())
+    is_part = bool(whole) and budget.key in planned
+    what = f"the part of {whole} for the trials" if is_part else f"{budget.key}={budget.amount:g}"
     return (
-        f"budget      {budget.key}={budget.amount:g} is spent; {num_over} of {table.num_trials} trials have ended. "
-        f"To resume with a larger one: {format_resume_command(sweep.resume_path)} {budget.larger_override}"
+        f"budget      {what} is spent; {num_over} of {table.num_trials} trials have ended. To resume with a larger "
+        f"one: {format_resume_command(sweep.resume_path)} {larger_whole if is_part else budget.larger_override}"
     )

@@ -7,7 +7,8 @@ sentence. `preflight.py` then trains a few points of the space with Ray, which a
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,6 +263,44 @@ def check_validation_epochs(sweep: SweepSettings, scheduler: Scheduler, *, valid
             f"{rungs}); give trainer.check_val_every_n_epoch=1, or make the options of the scheduler that set these "
             "epochs, such as scheduler.grace_period or scheduler.perturbation_interval, multiples of it"
         )
+
+
+def check_gpu_hours(gpu_hours: float | None, slots: Slots) -> None:
+    """Raise UserError if `budget.gpu_hours` is given although trials use no GPU.
+
+    Args:
+        gpu_hours: its value.
+        slots: slots of the trials.
+    """
+    if gpu_hours is not None and not slots.gpus:
+        raise UserError(f"budget.gpu_hours={gpu_hours:g} limits nothing: trials use no GPU; give budget.hours instead")
+
+
+def list_allowed_epochs(
+    sweep: SweepSettings,
+    bind_scheduler: Callable[[SweepSettings], Callable[[], Scheduler]],
+    *,
+    validation_intervals: Collection[int],
+) -> list[int]:
+    """List the numbers of epochs, up to `sweep.max_epochs`, that the scheduler and the validation allow for a trial.
+
+    Args:
+        sweep: settings of the sweep.
+        bind_scheduler: returns a function that makes schedulers for the given settings.
+        validation_intervals: epochs between validations, of the trials that were measured.
+    """
+
+    def is_allowed(max_epochs: int) -> bool:
+        changed = replace(sweep, max_epochs=max_epochs)
+        try:
+            scheduler = bind_scheduler(changed)()
+            for interval in set(validation_intervals):
+                check_validation_epochs(changed, scheduler, validation_interval=interval)
+        except UserError:
+            return False
+        return True
+
+    return [epochs for epochs in range(1, sweep.max_epochs + 1) if is_allowed(epochs)]
 
 
 def _check_gpus(sweep: SweepSettings) -> None:

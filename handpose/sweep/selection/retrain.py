@@ -34,7 +34,7 @@ from handpose.sweep.record.settings import format_resume_command
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, make_run_name
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import RunFolders, prepare_folders, train_and_test
-from handpose.training.trainer import count_local_processes
+from handpose.training.trainer import count_local_processes, uses_gpu
 from handpose.utf8 import use_utf8
 from handpose.yaml_files import load_yaml
 
@@ -74,8 +74,8 @@ def retrain_winner(
             one is kept like that of another winner.
         find_nodes: called with the batch size. Its context holds nodes of the cluster that retrain instead of this
             machine, or None.
-        find_end: called with the number of devices. Returns when the retraining has to be finished, in seconds since
-            the epoch. None: it trains all its epochs.
+        find_end: called with the number of GPUs. Returns when the retraining has to be finished, in seconds since the
+            epoch; infinity if there is no limit. None: it trains all its epochs.
 
     Returns:
         Metrics of the training and of the test.
@@ -101,13 +101,16 @@ def retrain_winner(
     if find_nodes is not None and not _has_devices(winner):
         with find_nodes(config.data.batch_size) as retrain_nodes:
             if retrain_nodes is not None:
-                _run_on_cluster(folder, retrain_nodes, [*val_overrides, *announce(retrain_nodes.num_devices)])
+                num_devices = retrain_nodes.num_devices
+                changes = announce(num_devices, num_gpus=num_devices if retrain_nodes.gpus_per_device else 0)
+                _run_on_cluster(folder, retrain_nodes, [*val_overrides, *changes])
                 return _read_metrics(place)
     number = _find_divisor(devices or _count_gpus(config, winner), config.data.batch_size)
+    num_devices = count_local_processes(config) if number == 1 else number
+    changes = [*val_overrides, *announce(num_devices, num_gpus=num_devices if uses_gpu(config) else 0)]
     if number == 1:
-        changes = [*val_overrides, *announce(count_local_processes(config))]
         return _train_in_process(folder, winner, devices=1, changes=changes)
-    _run_in_subprocess(folder, number, [*val_overrides, *announce(number)])
+    _run_in_subprocess(folder, number, changes)
     return _read_metrics(place)
 
 
@@ -116,13 +119,14 @@ def _print_start(
     config: DictConfig,
     num_devices: int,
     *,
+    num_gpus: int,
     epoch_s: float | None,
     trial_epochs: int,
     find_end: Callable[[int], float] | None,
 ) -> list[str]:
     """Print what is trained and for how long. Return the overrides that make it end in time, if there is a budget."""
-    finish_at = None if find_end is None else find_end(num_devices)
-    changes = [] if finish_at is None else [quote_override("budget.finish_by", _format_time(finish_at))]
+    finish_at = math.inf if find_end is None else find_end(num_gpus)
+    changes = [] if finish_at == math.inf else [quote_override("budget.finish_by", _format_time(finish_at))]
     best, max_epochs = load_yaml(folder / "best.yaml"), config.trainer.max_epochs
     params = format_params(best.get("params") or {})
     name = f"trial {best['trial']}" if "trial" in best else "the winner"
@@ -135,7 +139,7 @@ def _print_start(
     on = f"on {num_devices} device{'' if num_devices == 1 else 's'}"
     left_s = (max_epochs - trained) * (epoch_s or 0.0) / num_devices
     time_left = f", about {format_duration(left_s, is_rough=True)} at the speed of its trial" if left_s else ""
-    if finish_at is not None:
+    if finish_at < math.inf:
         given_s = max(0.0, finish_at - time.time())
         time_left += f"; the budget gives it {format_duration(given_s)}, in which the learning rate falls to its end"
         checkpoint = _find_trial_checkpoint(folder, best.get("trial"))

@@ -1,6 +1,7 @@
 """The time that a sweep has used, over all its processes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +40,14 @@ def test_each_stage_has_its_time_from_the_start_of_the_process(now, tmp_path):
     assert clock.seconds == {"preparation": 20, "trials": 100, "confirmation": 30, "retraining": 60}
 
 
+def test_the_end_of_a_job_is_named_if_it_comes_first(now, tmp_path, monkeypatch):
+    clock = BudgetClock(FIVE_MINUTES, tmp_path)
+    monkeypatch.setattr(clock_module, "Deadline", lambda settings, used_s: SimpleNamespace(is_end_of_job=True))
+    assert clock.describe_limit() == "budget.minutes=5 (the Slurm job ends earlier)"
+    monkeypatch.setattr(clock_module, "Deadline", lambda settings, used_s: SimpleNamespace(is_end_of_job=False))
+    assert clock.describe_limit() == "budget.minutes=5"
+
+
 def test_nothing_is_written_before_the_sweep_has_its_folder(now, tmp_path):
     clock = BudgetClock(FIVE_MINUTES, tmp_path / "sweep")
     clock.enter("trials")
@@ -75,7 +84,55 @@ def test_a_killed_process_has_saved_its_time_a_moment_ago(tmp_path, monkeypatch)
         pass
 
 
-def test_a_damaged_file_is_told_with_the_remedy(tmp_path):
-    (tmp_path / BUDGET_FILE).write_text('{"seconds": {}}')
-    with pytest.raises(UserError, match=r"budget.json is damaged; remove it"):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"seconds": {}}',
+        '{"seconds": {"trials": -5}, "decisions": {}}',
+        '{"seconds": {"trials": "5"}, "decisions": {}}',
+        '{"seconds": {"trials": NaN}, "decisions": {}}',
+        '{"seconds": {"holidays": 5}, "decisions": {}}',
+        '{"seconds": {}, "decisions": {"planned_keys": 3}}',
+        '{"seconds": {}, "decisions": {"reserved_s": null}}',
+        '{"seconds": {}, "decisions": {"top_k": -1}}',
+        b"\xff\x00",
+    ],
+)
+def test_a_damaged_file_is_refused_with_a_remedy_that_works(tmp_path, content):
+    file = tmp_path / BUDGET_FILE
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"budget.json is damaged \(.*\); remove it, and the time .* from now on$"):
         BudgetClock(FIVE_MINUTES, tmp_path)
+    file.unlink()
+    clock = BudgetClock(FIVE_MINUTES, tmp_path)
+    with clock.close_at_end():
+        clock.start_saving()
+    assert BudgetClock(FIVE_MINUTES, tmp_path).seconds.keys() == {"preparation"}
+
+
+def test_the_times_are_saved_while_another_thread_counts_the_first_seconds_of_a_stage(tmp_path):
+    """Without a lock: dictionary changed size during iteration."""
+
+    class Counting(dict):
+        def items(self):
+            for item in super().items():
+                assert clock._lock.locked()
+                yield item
+
+    clock = BudgetClock(FIVE_MINUTES, tmp_path)
+    clock.seconds = Counting(trials=1.0)
+    with clock.close_at_end():
+        clock.start_saving()
+
+
+def test_the_file_is_written_to_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("handpose.files.os.fsync", lambda descriptor: synced.append((tmp_path / BUDGET_FILE).exists()))
+    clock = BudgetClock(FIVE_MINUTES, tmp_path)
+    with clock.close_at_end():
+        clock.start_saving()
+    assert synced[0] is False
+    assert len(synced) >= 2

@@ -36,7 +36,7 @@ def make_costs(*, epoch_s=1.0, gpus=0.0, fixed_s=0.0, num_retrain_epochs=20):
     )
 
 
-def plan(left_s, *, left_gpu_s=math.inf, asked=ASKED, given=(), num_points=None, **costs):
+def plan(left_s, *, left_gpu_s=math.inf, asked=ASKED, given=(), num_points=None, allowed_epochs=None, **costs):
     return make_budget_plan(
         Work(left_s, left_gpu_s),
         asked,
@@ -44,6 +44,7 @@ def plan(left_s, *, left_gpu_s=math.inf, asked=ASKED, given=(), num_points=None,
         given=given,
         described="budget.minutes=5",
         num_points=num_points,
+        allowed_epochs=allowed_epochs,
     )
 
 
@@ -101,15 +102,64 @@ def test_values_of_the_user_that_do_not_fit_are_refused_with_the_time_that_they_
     given = ["sweep.num_trials", "sweep.max_epochs"]
     with pytest.raises(UserError, match=r"budget.minutes=5 leaves 300 s .* sweep.num_trials=40, sweep.max_epochs=10"):
         plan(300, asked=asked, given=given)
-    with pytest.raises(UserError, match="at least about 421 s are needed"):  # 400, two runs of 10 epochs, and one epoch
+    with pytest.raises(UserError, match="at least about 401 s are needed"):  # without a confirmation
         plan(300, asked=asked, given=given)
 
 
-def test_too_little_time_without_values_of_the_user_gives_the_smallest_plan():
-    chosen = plan(1.5)
-    assert chosen.amounts == Amounts(2, 1, 1, 1)
-    with pytest.raises(UserError, match="leaves 5 s for training, into which nothing fits"):
-        plan(5, fixed_s=10)
+def test_a_slow_machine_gets_a_plan_while_an_epoch_of_a_trial_and_of_the_retraining_fit():
+    assert plan(3.0).amounts == Amounts(2, 1, 0, 0)
+    assert plan(2.5).amounts == Amounts(1, 1, 0, 0)
+    assert plan(2.0).retrain_epochs == 1
+    assert plan(2.0).trials_limit.wall_s > 0
+
+
+@pytest.mark.parametrize("left_s", [-100.0, 0.0, 1.5, 9.0, 11.9])
+def test_what_does_not_fit_is_refused_with_the_time_that_the_smallest_plan_needs(left_s):
+    with pytest.raises(
+        UserError,
+        match=r"for training, into which the smallest plan, 1 trial of 1 epoch and one epoch of the retraining, "
+        r"does not fit: at least about 12 s are needed; give a larger budget$",
+    ):
+        plan(left_s, fixed_s=10)
+
+
+def test_too_few_gpu_hours_are_refused_like_too_little_time():
+    with pytest.raises(
+        UserError, match=r"GPU-hours, into which the smallest plan.* does not fit: at least about 0.0011"
+    ):
+        plan(10_000, left_gpu_s=3.9, gpus=2)
+    assert plan(10_000, left_gpu_s=4.0, gpus=2).trials_limit.gpu_s > 0
+
+
+def test_every_planned_limit_is_above_zero():
+    for tenths in range(20, 400):
+        assert plan(tenths / 10, num_retrain_epochs=100).trials_limit.wall_s > 0
+
+
+def test_a_confirmation_that_the_user_gives_is_kept_in_the_smallest_plan():
+    assert plan(6.0, given=["sweep.confirm.seeds"]).amounts == Amounts(1, 1, 1, 2)
+    with pytest.raises(UserError, match=r"sweep.confirm.seeds=2 does not fit: at least about 6 s"):
+        plan(5.0, given=["sweep.confirm.seeds"])  # a trial, two configurations with two seeds, and an epoch
+
+
+def test_values_of_the_user_that_make_the_plan_no_larger_are_not_blamed():
+    with pytest.raises(UserError, match="the smallest plan"):
+        plan(1.0, given=["sweep.confirm.top_k"], asked=ASKED._replace(top_k=0))
+
+
+def test_only_epochs_that_the_scheduler_and_the_validation_allow_are_planned():
+    for left_s in range(6, 140):
+        assert plan(left_s, allowed_epochs=[2, 4, 6]).amounts.max_epochs in (2, 4, 6)
+    assert plan(4.0, allowed_epochs=[3, 4, 5, 6]).amounts == Amounts(1, 3, 0, 0)
+    with pytest.raises(UserError, match=r"at least about 4 s .* or options of the scheduler .* fewer than 3 epochs"):
+        plan(3.5, allowed_epochs=[3, 4, 5, 6])
+
+
+def test_no_more_trials_are_planned_than_the_space_has_points():
+    asked = ASKED._replace(max_epochs=3)
+    chosen = plan(4 * 3 + 8 * 3 + 20, asked=asked, num_points=4)  # 12 trials would not fit
+    assert chosen.amounts == asked._replace(num_trials=4)
+    assert chosen.retrain_epochs == 20
 
 
 def test_gpu_hours_limit_like_time():

@@ -197,3 +197,9 @@ def test_a_larger_budget_of_gpu_hours_is_left_to_the_trials_but_for_a_reserve(li
     reserve_s = 6 * 2 * 10 + 20 * 10
     assert plan.sweep.gpu_hours == pytest.approx(1 - reserve_s / 3600, abs=1e-3)
     assert plan.sweep.time_budget_s == 90  # there is no limit of time, so the value stays
+
+
+def test_a_budget_that_is_larger_but_spent_already_reserves_nothing(limit):
+    plan = limit(left_s=-50.0, end="spent", overrides=["budget.minutes=6"], now=make_budget(minutes=6))
+    assert plan.clock.decisions.reserved_s == 0
+    assert plan.sweep.time_budget_s > 0

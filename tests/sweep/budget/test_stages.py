@@ -110,3 +110,15 @@ def test_the_retraining_ends_before_the_report_and_within_the_gpu_hours():
     assert by_time == pytest.approx(100.0, abs=0.5)
     by_gpus = find_retraining_end(table, make_clock(left_s=1e6, gpu_s=3600.0 + 90.0), 2) - time.time()
     assert by_gpus == pytest.approx(45.0, abs=0.5)
+
+
+def test_a_retraining_on_cores_uses_no_gpu_hours():
+    table, spent = make_table((4, 3600.0), gpu_hours=1.0), {"retraining": 50.0}
+    clock = make_clock(left_s=106.0, gpu_s=3600.0, seconds=spent)
+    assert find_retraining_end(table, clock, 0) - time.time() == pytest.approx(100.0, abs=0.5)
+    assert count_used_gpu_s(table, clock) == 3600
+
+
+def test_an_end_in_many_years_is_no_end():
+    assert find_retraining_end(make_table((4, 40.0)), make_clock(left_s=1e12), 1) == math.inf
+    assert find_retraining_end(make_table((4, 40.0)), make_clock(left_s=math.inf, gpu_s=100.0), 0) == math.inf

@@ -270,7 +270,13 @@ def test_gpu_hours_may_be_given_anew_too(simulate):
     swept.controller.close("spent")
     swept.log.close()
     table = read_again(swept, gpu_hours=1.0)
-    assert describe_spent_budget(replace(swept.settings, gpu_hours=1.0), table).endswith("sweep.gpu_hours=2")
+    limited = replace(swept.settings, gpu_hours=1.0)
+    assert describe_spent_budget(limited, table).endswith("sweep.gpu_hours=2")
+    whole = {"whole": "budget.gpu_hours=3", "larger_whole": "budget.gpu_hours=6"}
+    assert describe_spent_budget(limited, table, **whole).endswith("sweep.gpu_hours=2")  # the user has given it
+    line = describe_spent_budget(limited, table, **whole, planned=["sweep.gpu_hours"])
+    assert line.startswith("budget      the part of budget.gpu_hours=3 for the trials is spent; ")
+    assert line.endswith(" budget.gpu_hours=6")
     assert read_again(swept, gpu_hours=1.5) is None
 
 

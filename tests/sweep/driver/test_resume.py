@@ -118,6 +118,15 @@ def test_a_metric_that_cannot_rule_a_sweep_is_refused_before_any_work(
         build_plan(SweepTask(config, overrides, list_location_overrides(config), {}, space))
 
 
+def test_a_deadline_in_the_past_is_refused_before_any_work(tmp_path, write_space, monkeypatch):
+    monkeypatch.setattr("handpose.sweep.plan.summarise_data", lambda config: pytest.fail("data were made ready"))
+    overrides = [f"paths.output={tmp_path}", "budget.finish_by=2020-01-01T00:00"]
+    config = compose("tune", overrides)
+    task = SweepTask(config, overrides, list_location_overrides(config), {}, write_space("optimizer.lr: choice(1, 2)"))
+    with pytest.raises(UserError, match=r"^budget.finish_by=2020-01-01T00:00 is in the past; give a later time, or"):
+        build_plan(task)
+
+
 def test_files_of_versions_that_recorded_a_mode_go_on(folder):
     file = folder / "sweep.yaml"
     content = yaml.safe_load(file.read_text())

@@ -7,10 +7,12 @@ import re
 import shutil
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from handpose.config import compose
 from handpose.errors import UserError
@@ -18,14 +20,17 @@ from handpose.report.formatting import format_duration
 from handpose.resources import count_cores
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import SPACES_FOLDER, load_space
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.execution.worker_group import check_picklable
 from handpose.sweep.preflight import preflight as module
 from handpose.sweep.preflight.checks import (
+    check_gpu_hours,
     check_loaders,
     check_space,
     check_sweep,
     check_validation_epochs,
+    list_allowed_epochs,
     summarise_data,
 )
 from handpose.sweep.preflight.forecast import forecast_retraining
@@ -212,6 +217,31 @@ def test_a_plan_that_is_not_validated_is_refused(tmp_path, changes, rungs, every
     settings = make_settings(tmp_path, **{"max_epochs": 6} | changes)
     with pytest.raises(UserError, match=reason):
         check_validation_epochs(settings, make_scheduler(*rungs), validation_interval=every)
+
+
+def test_gpu_hours_of_a_budget_need_trials_on_gpus():
+    check_gpu_hours(None, Slots(2, 1, 0.0))
+    check_gpu_hours(200.0, Slots(2, 1, 0.5))
+    with pytest.raises(UserError, match=r"^budget.gpu_hours=200 limits nothing: trials use no GPU; give budget.hours"):
+        check_gpu_hours(200.0, Slots(2, 1, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "intervals", "allowed"),
+    [
+        (["fifo"], [1], [1, 2, 3, 4, 5, 6]),
+        (["fifo"], [1, 2], [2, 4, 6]),
+        (["pbt"], [1], [3, 4, 5, 6]),  # the perturbation interval is 2
+        (["pbt"], [2], [4, 6]),
+        (["asha", "scheduler.grace_period=3"], [1], [3, 4, 5, 6]),
+    ],
+)
+def test_the_scheduler_and_the_validation_allow_only_some_numbers_of_epochs(tmp_path, scheduler, intervals, allowed):
+    sweep, space = make_settings(tmp_path, max_epochs=6), load_space("default")
+    name, *options = scheduler
+    make_scheduler_class = instantiate(compose("tune", [f"scheduler={name}", *options]).scheduler)
+    bind = partial(bind_scheduler, make_scheduler_class, space=space)
+    assert list_allowed_epochs(sweep, bind, validation_intervals=intervals) == allowed
 
 
 # --- what is sent to workers ------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.budget.stages import ConfirmationBudget
 from handpose.sweep.driver.shutdown import SweepInterruptedError
-from handpose.sweep.record.events import EventLog, SegmentStarted, SweepOpened, TrialSuggested, read_events
+from handpose.sweep.record.events import EventLog, SegmentStarted, SweepClosed, SweepOpened, TrialSuggested, read_events
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings
 from handpose.sweep.selection import confirm as module
 from handpose.sweep.selection.confirm import (
@@ -329,6 +329,20 @@ def test_a_budget_says_how_many_finalists_and_seeds_and_how_long(confirm_table, 
     assert confirm_table.settings[0].time_budget_s == 60
     confirm_table(SWEEP_TABLE, BUDGET)  # its time is counted from now on, as the events of the first one end at 0 s
     assert confirm_table.settings[1].time_budget_s == 60
+
+
+def test_gpu_hours_of_earlier_runs_are_added_to_those_of_the_budget(confirm_table, tmp_path):
+    budget = BUDGET._replace(gpu_hours=2.0)
+    confirm_table(SWEEP_TABLE, budget)
+    assert confirm_table.settings[0].gpu_hours == 2.0
+    log = EventLog(tmp_path / "confirm" / "events.jsonl")
+    log.append(SweepOpened(0.0, 2, 0.5))
+    log.append(SegmentStarted(0.0, 0, 1, 0, None, None, None, None))
+    log.append(SweepClosed(3600.0, "interrupted"))
+    log.close()
+    confirm_table(SWEEP_TABLE, budget)
+    assert confirm_table.settings[1].gpu_hours == 2.5
+    assert confirm_table.settings[1].time_budget_s == 3660
 
 
 def test_only_seeds_that_all_were_trained_with_count_if_a_budget_ends_it(confirm_table):

@@ -1,6 +1,7 @@
 """The retraining of a winner: once, gone on with where it was cut off, and never taken for that of another winner."""
 
 import json
+import math
 import os
 import signal
 import threading
@@ -86,6 +87,20 @@ def test_a_budget_ends_the_retraining_which_starts_from_its_trial_if_that_had_lo
     out = capsys.readouterr().out
     assert ("; the budget gives it 9:59" if weights is None else "; the budget gives it 1:39") in out
     assert ("starts with the weights of the trial" in out) == (weights is not None)
+
+
+def test_a_retraining_on_cores_uses_no_gpu_of_the_budget_and_may_have_no_end(training_calls, tmp_path, capsys):
+    folder, asked = tmp_path / "sweep", []
+    write_winner(folder, 0.001)
+
+    def find_end(num_gpus):
+        asked.append(num_gpus)
+        return math.inf
+
+    retrain_winner(folder, epoch_s=60.0, find_end=find_end)
+    assert asked == [0]
+    assert training_calls[0].budget.finish_by is None
+    assert "the budget gives it" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("epochs", "repeats", "num_trained"), [(9, False, 1), (9, True, 2), (20, True, 1)])
