@@ -2,6 +2,8 @@
 
     python benchmarks/slurm_drill.py --output benchmarks/results/slurm_drill.json
     python benchmarks/slurm_drill.py --nodes 2     # each a host with its own network; one loses its power once
+    python benchmarks/slurm_drill.py --nodes 2 --gpus a100:2    # GPUs that Slurm and Ray believe in
+    python benchmarks/slurm_drill.py --nodes 2 --unequal --export-none    # a site with nodes of two sizes
 
 Needs Debian's slurm-wlm and munge, and root, because the daemons run as root. `cluster/slurm.py` submits the sweep
 once. Slurm warns, the sweep saves, the job is requeued, and so on until the winner is retrained. Then the sweep is
@@ -73,6 +75,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=1,sched_interval=5
+SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 KillWait=10
@@ -105,6 +108,17 @@ def main() -> None:
         default=1,
         help="number of nodes; with more than one, each is a host with a network of its own; default: %(default)s",
     )
+    parser.add_argument(
+        "--gpus", help="type and number of GPUs of each node, such as a100:2; their devices are empty files"
+    )
+    parser.add_argument(
+        "--unequal",
+        action="store_true",
+        help="the first node has twice as many CPUs as the others; jobs get whole nodes",
+    )
+    parser.add_argument(
+        "--export-none", action="store_true", help="jobs do not get the environment (SBATCH_EXPORT=NONE)"
+    )
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("ended"))
@@ -112,7 +126,7 @@ def main() -> None:
     if missing or os.getuid() != 0:
         sys.exit(f"this drill needs {', '.join(missing) or 'root'}: as root, apt-get install slurm-wlm munge")
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, contextlib.ExitStack() as stack:
-        slurm = LocalSlurm(Path(folder), given.nodes, stack)
+        slurm = LocalSlurm(Path(folder), given.nodes, stack, gpus=given.gpus, is_unequal=given.unequal)
         found = _run_drill(slurm, given)
     for name, value in found.items():
         print(f"{name:22} {value}")
@@ -132,10 +146,20 @@ class LocalSlurm:
         folder: the folder.
         num_nodes: number of nodes.
         stack: stops Slurm at its end.
+        gpus: type and number of GPUs of each node, such as a100:2. Their devices are empty files.
+        is_unequal: whether the first node has twice as many CPUs as the others.
     """
 
-    def __init__(self, folder: Path, num_nodes: int, stack: contextlib.ExitStack) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        num_nodes: int,
+        stack: contextlib.ExitStack,
+        *,
+        gpus: str | None = None,
+        is_unequal: bool = False,
+    ) -> None:
+        self.folder, self._gpus, self._is_unequal = folder, gpus, is_unequal
         (folder / "state").mkdir()
         folder.chmod(0o755)
         key = folder / "munge.key"
@@ -178,10 +202,15 @@ class LocalSlurm:
         addresses = ["127.0.0.1"] if network is None else [network.add_host(name) for name in names]
         if network is not None:
             (self.folder / "hosts").write_text(network.format_hosts_file(), encoding="utf-8")
+        gres = "" if self._gpus is None else f" Gres=gpu:{self._gpus}"
+        sizes = [self.cpus_per_node * (2 if self._is_unequal and name == names[0] else 1) for name in names]
         lines = [
-            f"NodeName={name} NodeAddr={address} CPUs={self.cpus_per_node} State=UNKNOWN"
-            for name, address in zip(names, addresses, strict=True)
+            f"NodeName={name} NodeAddr={address} CPUs={cpus}{gres} State=UNKNOWN"
+            for name, address, cpus in zip(names, addresses, sizes, strict=True)
         ]
+        if self._gpus is not None:
+            lines.insert(0, "GresTypes=gpu")
+            self._write_gpus(self._gpus)
         # By default the nodes look up the controller's name, which on many machines is the address of the loopback.
         controller = host if network is None else f"{host}({network.get_own_address})"
         text = _SLURM_CONF.format(
@@ -189,6 +218,14 @@ class LocalSlurm:
         )
         (self.folder / "slurm.conf").write_text(text, encoding="utf-8")
         return names
+
+    def _write_gpus(self, gpus: str) -> None:
+        """Make the devices of the GPUs and write gres.conf. All nodes have the same files."""
+        kind, _, number = gpus.rpartition(":")
+        for device in range(int(number)):
+            (self.folder / f"gpu{device}").touch()
+        line = f"Name=gpu Type={kind} File={self.folder}/gpu[0-{int(number) - 1}]\n"
+        (self.folder / "gres.conf").write_text(line, encoding="utf-8")
 
     def _start(self, command: list[str]) -> "subprocess.Popen[bytes]":
         daemon = subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL)
@@ -201,8 +238,13 @@ def _run_drill(slurm: LocalSlurm, given: argparse.Namespace) -> dict[str, Any]:
     folder, began = slurm.folder, time.monotonic()
     (folder / "space.py").write_text(_SPACE_SOURCE, encoding="utf-8")
     options = [f"--wall-time={given.wall_time}", f"--warning-s={given.warning_s}", f"--nodes={given.nodes}"]
-    options += [f"--cpus-per-node={slurm.cpus_per_node}"]
+    options += [] if given.unequal else [f"--cpus-per-node={slurm.cpus_per_node}"]
+    options += [] if given.gpus is None else [f"--gpus-per-node={given.gpus}"]
     arguments = ["sweep.name=drill", f"sweep.num_trials={given.trials}", f"search_space={folder / 'space.py'}", *_SMALL]
+    if given.gpus is not None:  # a trial holds one, and trains on cores
+        arguments[arguments.index("sweep.gpus_per_trial=0")] = "sweep.gpus_per_trial=1"
+    if given.export_none:
+        slurm.environment["SBATCH_EXPORT"] = "NONE"
     command = [sys.executable, str(REPOSITORY / "cluster" / "slurm.py"), *options, "--", *arguments]
     submitted = subprocess.run(
         command, cwd=folder, env=slurm.environment, capture_output=True, encoding="utf-8", check=False
@@ -226,6 +268,9 @@ def _run_drill(slurm: LocalSlurm, given: argparse.Namespace) -> dict[str, Any]:
     return {
         "state of the job": state,
         "nodes": given.nodes,
+        "GPUs of a node": given.gpus or "0",
+        "unequal nodes": given.unequal,
+        "SBATCH_EXPORT=NONE": given.export_none,
         "nodes that reported": len({event.node for event in reports}),
         "nodes lost": len(re.findall(r"node \S+ is gone: ", text)),
         "nodes that joined": len(re.findall(r"node \S+ has joined", text)),

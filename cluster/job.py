@@ -11,6 +11,7 @@ a row made no progress.
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cluster.allocation import Allocation, find_allocation, remove_scheduler_variables
 from cluster.sweep import INTERRUPTED_STATUS, find_sweep_folder, make_tune_command, measure_progress, split_arguments
+from handpose.dotenv_file import load_dotenv_file
 from handpose.files import read_json, write_json
-from handpose.program import exit_on_user_error, load_dotenv_file
+from handpose.program import exit_on_user_error
 from handpose.sweep.execution.interpreter import check_interpreter
 from handpose.sweep.execution.privacy import AUTH_MODE_VARIABLE, TOKEN_PATH_VARIABLE, TOKEN_VARIABLE, write_token
 from handpose.sweep.record.settings import format_resume_command
@@ -40,6 +42,8 @@ _NODE_TIMEOUT_S = 20.0
 _RESTART_AFTER_S = 60.0
 _MAX_STARTS = 5
 """Largest number of starts of a node in one job."""
+_NUM_LOG_LINES = 20
+"""Lines of a node's log that are shown when the node has ended by itself."""
 _MAX_IDLE_JOBS = 2
 _SIGNAL_STATUSES = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 130, INTERRUPTED_STATUS)
 """Exit statuses of a tune.py that was told to end. One that has not started its sweep yet does not exit with 75."""
@@ -87,10 +91,14 @@ class RayNodes:
         allocation: the hosts of the job.
         folder: where each node writes its address and its log.
         options: options of node.py for every node.
+        wrap: the beginning of every command line of a node, such as `apptainer exec IMAGE`. Python is then that of the
+            image.
     """
 
-    def __init__(self, allocation: Allocation, folder: Path, options: Sequence[str]) -> None:
-        self._folder, self._options, self._allocation = folder, options, allocation
+    def __init__(
+        self, allocation: Allocation, folder: Path, options: Sequence[str], *, wrap: Sequence[str] = ()
+    ) -> None:
+        self._folder, self._options, self._allocation, self._wrap = folder, options, allocation, wrap
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._gone: dict[str, float] = {}  # host -> time when it was found to have ended
         self._starts: Counter[str] = Counter()
@@ -105,24 +113,53 @@ class RayNodes:
         _wait_until(lambda: self._is_up(host) or self._has_ended(host) or job_end.is_due, timeout_s)
         return (self._folder / f"{host}.up").read_text(encoding="utf-8") if self._is_up(host) else None
 
-    def start_others(self, address: str, job_end: JobEnd, timeout_s: float) -> None:
-        """Start the other nodes. After the timeout the sweep starts without missing nodes, which may still join."""
+    def start_others(self, address: str, job_end: JobEnd, timeout_s: float, *, min_nodes: int = 1) -> list[str]:
+        """Start the other nodes.
+
+        Nodes that end are waited for, and restarted, only while there are fewer than `min_nodes`.
+
+        Args:
+            address: the address of the cluster.
+            job_end: ends the wait when the job should end.
+            timeout_s: longest time to wait, in seconds.
+            min_nodes: number of nodes that the job needs, with the head.
+
+        Returns:
+            The hosts whose nodes have not joined. They may still do so.
+        """
         others = self._allocation.hosts[1:]
         for host in others:
             self._start(host, [f"--head={address}"], is_here=False)
-        _wait_until(
-            lambda: all(self._is_up(host) or self._has_ended(host) for host in others) or job_end.is_due, timeout_s
-        )
-        missing = [host for host in others if not self._is_up(host)]
-        if missing and not job_end.is_due:
-            log_line(f"continues with {len(others) + 1 - len(missing)} nodes; not available yet: {', '.join(missing)}")
+
+        def list_missing() -> list[str]:
+            return [host for host in others if not self._is_up(host) or self._has_ended(host)]
+
+        def is_settled() -> bool:
+            self.report_ended_nodes()
+            missing = list_missing()
+            if 1 + len(others) - len(missing) < min_nodes:
+                self.restart_ended_nodes(address)
+                return job_end.is_due
+            return all(self._has_ended(host) for host in missing) or job_end.is_due
+
+        _wait_until(is_settled, timeout_s)
+        return list_missing()
 
     def report_ended_nodes(self) -> None:
-        """Log each node that has ended by itself."""
+        """Log each node that has ended by itself, with the end of its log."""
         for host in self._processes:
             if self._has_ended(host) and host not in self._gone:
                 self._gone[host] = time.monotonic()
-                log_line(f"the Ray node on {host} has ended; its last line of output: {self._read_last_line(host)}")
+                lines = self._read_last_lines(host)
+                log_line(
+                    f"the Ray node on {host} has ended with status {self._processes[host].returncode}; the end of its "
+                    f"log {self._get_log(host)}:"
+                    if lines
+                    else f"the Ray node on {host} has ended with status {self._processes[host].returncode} before it "
+                    "wrote a log; the reason is above"
+                )
+                for line in lines:
+                    log_line(f"  {host}: {line}")
 
     def restart_ended_nodes(self, address: str) -> None:
         """Restart the nodes that ended a minute ago, because the cause may have been temporary."""
@@ -133,6 +170,10 @@ class RayNodes:
                 (self._folder / f"{host}.up").unlink(missing_ok=True)
                 log_line(f"restarting the Ray node on {host}")
                 self._start(host, [f"--head={address}"], is_here=False)
+
+    @property
+    def num_hosts(self) -> int:
+        return len(self._allocation.hosts)
 
     @property
     def has_head(self) -> bool:
@@ -150,7 +191,8 @@ class RayNodes:
     def _start(self, host: str, more: Sequence[str], *, is_here: bool) -> None:
         self._starts[host] += 1
         command = [
-            sys.executable,
+            *self._wrap,
+            "python" if self._wrap else sys.executable,
             str(_NODE_SCRIPT),
             f"--folder={self._folder}",
             f"--host={host}",
@@ -168,10 +210,13 @@ class RayNodes:
     def _has_ended(self, host: str) -> bool:
         return self._processes[host].poll() is not None
 
-    def _read_last_line(self, host: str) -> str:
-        log = self._folder / f"{host}.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-        return next((line for line in reversed(lines) if line.strip()), "nothing")
+    def _get_log(self, host: str) -> Path:
+        return self._folder / f"{host}.log"
+
+    def _read_last_lines(self, host: str) -> list[str]:
+        log = self._get_log(host)
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        return [line for line in text.split("\n") if line.strip()][-_NUM_LOG_LINES:]
 
 
 def main() -> None:
@@ -179,9 +224,11 @@ def main() -> None:
     given, arguments = parse_arguments(sys.argv[1:])
     os.umask(0o077)
     job_end = JobEnd()
-    allocation = find_allocation(os.environ)
+    wrap = shlex.split(given.wrap)
     with exit_on_user_error():
-        check_interpreter(sys.executable)
+        allocation = find_allocation(os.environ)
+        if not wrap:
+            check_interpreter(sys.executable)
         load_dotenv_file()
         folder = find_sweep_folder(arguments)
         before = measure_progress(folder)
@@ -192,7 +239,8 @@ def main() -> None:
         os.environ.pop("RAY_ADDRESS", None)
         options = [f"--{name}={value}" for name in ("cpus", "gpus", "network") if (value := getattr(given, name))]
         options += ["--gpus=0"] if given.gpus == 0 else []
-        status = run_job(RayNodes(allocation, run_folder, options), job_end, given, arguments, folder)
+        nodes = RayNodes(allocation, run_folder, options, wrap=wrap)
+        status = run_job(nodes, job_end, given, arguments, folder)
     if not job_end.is_warned and status != INTERRUPTED_STATUS:
         sys.exit(status if status >= 0 else 128 - status)
     # Cancelled by a user or the scheduler; with status 75, LSF would requeue it.
@@ -218,6 +266,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--cpus", type=int, help="cores to use on each host; default: all that the job has")
     parser.add_argument("--gpus", type=int, help="GPUs to use on each host; default: all that Ray finds")
     parser.add_argument("--network", help="network for traffic between nodes, such as 10.1.0.0/16")
+    parser.add_argument("--min-nodes", type=int, default=1, help="number of nodes below which the job fails")
+    parser.add_argument("--wrap", default="", help="beginning of the commands on all hosts: apptainer exec --nv IMAGE")
     return parser.parse_args(before), arguments
 
 
@@ -234,11 +284,23 @@ def run_job(
         if address is None:
             nodes.report_ended_nodes()
             return INTERRUPTED_STATUS if job_end.is_due else 1
-        nodes.start_others(address, job_end, options.wait_s)
+        missing = nodes.start_others(address, job_end, options.wait_s, min_nodes=options.min_nodes)
         if job_end.is_due:
             return INTERRUPTED_STATUS
+        num_nodes = nodes.num_hosts - len(missing)
+        if num_nodes < options.min_nodes:
+            log_line(
+                f"only {num_nodes} of {nodes.num_hosts} nodes have joined after {options.wait_s:.0f} s, fewer than "
+                f"--min-nodes {options.min_nodes}, so the job ends; missing: {', '.join(missing)}"
+            )
+            return 1
+        if missing:
+            log_line(f"continues with {num_nodes} nodes; not available yet: {', '.join(missing)}")
         environment = remove_scheduler_variables(os.environ) | {"RAY_ADDRESS": address}
-        process = subprocess.Popen(make_tune_command(arguments, folder), env=environment, start_new_session=True)
+        command = make_tune_command(arguments, folder)
+        if wrap := shlex.split(options.wrap):
+            command = [*wrap, "python", *command[1:]]
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
         while process.poll() is None and not job_end.is_due and nodes.has_head:
             nodes.report_ended_nodes()
             nodes.restart_ended_nodes(address)

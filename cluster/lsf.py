@@ -14,7 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cluster.submission import Submission, make_job_parser, make_script, parse_wall_time, read_submission, submit
+from cluster.submission import (
+    GpuRequest,
+    Submission,
+    make_job_parser,
+    make_script,
+    parse_wall_time,
+    read_submission,
+    submit,
+)
 from cluster.sweep import INTERRUPTED_STATUS
 from handpose.program import exit_on_user_error
 from handpose.utf8 import use_utf8
@@ -48,7 +56,7 @@ def make_directives(submission: Submission) -> list[str]:
         f"-n {given.nodes * slots}",
         f'-R "span[ptile={slots}]"',
         *(["-x"] if given.cpus_per_node is None else []),
-        *([f'-gpu "num={given.gpus_per_node}:mode=shared:j_exclusive=yes"'] if given.gpus_per_node else []),
+        *([f'-gpu "{_format_gpus(given.gpus_per_node)}"'] if given.gpus_per_node.number else []),
         f"-W {math.ceil(parse_wall_time(given.wall_time) / 60)}",
         "-wa USR1",
         f"-wt {math.ceil(given.warning_s / 60)}",
@@ -60,12 +68,19 @@ def make_directives(submission: Submission) -> list[str]:
     return [f"#BSUB {option}" for option in options]
 
 
+def _format_gpus(gpus: GpuRequest) -> str:
+    model = "" if gpus.type is None else f":gmodel={gpus.type}"
+    return f"num={gpus.number}{model}:mode=shared:j_exclusive=yes"
+
+
 def main(argv: list[str]) -> None:
     """Check the submission, print the script and submit it."""
     with exit_on_user_error():
         submission = read_submission(make_job_parser(__doc__ or ""), argv, reserved=_RESERVED_OPTIONS)
         own_log = f"exec >> {shlex.quote(str(submission.log))} 2>&1"
-        submit(submission, make_script(submission, make_directives(submission), before=[own_log]), ["bsub"])
+        num_gpus = submission.options.gpus_per_node.number
+        script = make_script(submission, make_directives(submission), num_gpus=num_gpus, before=[own_log])
+        submit(submission, script, ["bsub"])
 
 
 if __name__ == "__main__":

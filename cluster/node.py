@@ -91,6 +91,22 @@ def make_ray_command(given: argparse.Namespace, *, folder: Path, address: str | 
     return [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *head, *options]
 
 
+def explain_core_limit(host: str, *, cpus: int | None, usable: int, total: int) -> str:
+    """Explain that a job for whole machines may use only some cores of this one; empty if it may use all.
+
+    LSF binds the processes of a job to as many cores as the job has slots, also on hosts that it has for itself.
+
+    Args:
+        host: the scheduler's name of this machine.
+        cpus: cores of each machine that the user has asked for; None: whole machines.
+        usable: cores that this process may use.
+        total: cores of this machine.
+    """
+    if cpus is not None or usable >= total:
+        return ""
+    return f"node: {host} has {total} cores, but this job may use only {usable} of them; give --cpus-per-node {total}"
+
+
 def _find_free_port() -> int:
     with socket.socket() as found:
         found.bind(("", 0))
@@ -117,6 +133,8 @@ def main() -> None:
         make_private_folder() as folder,
         (given.folder / f"{given.host}.log").open("a", encoding="utf-8") as log,
     ):
+        if note := explain_core_limit(given.host, cpus=given.cpus, usable=count_cores(), total=os.cpu_count() or 1):
+            print(note, flush=True)
         command = make_ray_command(given, folder=folder, address=address)
         environment = remove_scheduler_variables(os.environ) | NO_USAGE_STATS
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -75,14 +75,18 @@ def _make_machines(submission: Submission) -> dict[str, Any]:
     provider = {"type": given.provider, "region": given.region}
     if given.provider == "gcp":
         provider |= {"project_id": given.project_id, "availability_zone": given.zone}
-    kind = {"node_config": _make_aws_node(given) if given.provider == "aws" else _make_gcp_node(given), "resources": {}}
-    others = {"min_workers": given.nodes - 1, "max_workers": given.nodes - 1}
+    num_workers = {"min_workers": given.nodes - 1, "max_workers": given.nodes - 1}
     return {
         "provider": provider,
         "max_workers": given.nodes - 1,
-        "available_node_types": {"head": kind, "worker": kind | others},
+        "available_node_types": {"head": _make_node_type(given), "worker": _make_node_type(given) | num_workers},
         "head_node_type": "head",
     }
+
+
+def _make_node_type(given: argparse.Namespace) -> dict[str, Any]:
+    """Describe the head or a worker. They share no object: YAML would have an anchor and edit both at once."""
+    return {"node_config": _make_aws_node(given) if given.provider == "aws" else _make_gcp_node(given), "resources": {}}
 
 
 def _make_aws_node(given: argparse.Namespace) -> dict[str, Any]:
@@ -95,7 +99,8 @@ def _make_gcp_node(given: argparse.Namespace) -> dict[str, Any]:
     """Describe a Compute Engine instance, which has no default for the disk."""
     disk_parameters = {"diskSizeGb": given.disk_gb, "sourceImage": given.image}
     disk = {"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": disk_parameters}
-    scheduling = {"scheduling": {"onHostMaintenance": "TERMINATE"}} if given.gpus_per_node else {}  # required with GPUs
+    # Required with GPUs.
+    scheduling = {"scheduling": {"onHostMaintenance": "TERMINATE"}} if given.gpus_per_node.number else {}
     return {"machineType": given.instance_type, "disks": [disk], **scheduling}
 
 
@@ -109,6 +114,11 @@ def _check_submission(submission: Submission) -> None:
     missing = [f"--{name.replace('_', '-')}" for name in needed if not getattr(given, name)]
     if missing:
         raise UserError(f"--provider {given.provider} needs {', '.join(missing)}")
+    if given.gpus_per_node.type is not None:
+        raise UserError(
+            f"--gpus-per-node {given.gpus_per_node}: --instance-type determines the type of the GPUs; give "
+            f"--gpus-per-node {given.gpus_per_node.number}"
+        )
     if given.provider == "local" and given.nodes not in (1, len(given.hosts)):
         raise UserError(f"--nodes {given.nodes}: --hosts names {len(given.hosts)} machines and uses all of them")
     num_machines = len(given.hosts) if given.provider == "local" else given.nodes

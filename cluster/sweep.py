@@ -4,12 +4,16 @@
 
 It uses the Ray cluster at RAY_ADDRESS or on this machine, which must already run. The arguments of tune.py can also be
 a JSON list in the environment variable SWEEP_ARGUMENTS, which avoids the quoting rules of shells. The exit status is
-that of tune.py: 75 means that the sweep was interrupted and can be resumed.
+that of tune.py: 75 means that the sweep was interrupted and can be resumed. With the option --end-on-user-error it is 0
+instead of 2 after a mistake of the user. That is for KubeRay, which starts every job again that ends with another
+status, each time with a new cluster.
 """
 
 import contextlib
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +22,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from handpose.config import compose, override_key, parse_override_value, quote_override  # noqa: E402
+from handpose.dotenv_file import load_dotenv_file  # noqa: E402
 from handpose.errors import UserError  # noqa: E402
 from handpose.files import expand_home  # noqa: E402
-from handpose.program import exit_on_user_error, load_dotenv_file  # noqa: E402
+from handpose.program import exit_on_user_error  # noqa: E402
 from handpose.utf8 import use_utf8  # noqa: E402
 
 ARGUMENTS_VARIABLE = "SWEEP_ARGUMENTS"
+NO_RETRY_OPTION = "--end-on-user-error"
+_USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 75
 """Exit status of tune.py for a sweep that can be resumed."""
 
@@ -88,11 +95,38 @@ def measure_progress(folder: Path) -> int:
     return reports + (last.stat().st_mtime_ns if last.is_file() else 0)
 
 
+def run_without_retry(command: Sequence[str]) -> int:
+    """Run a command, and return its exit status; 0 if it ended because of a mistake of the user.
+
+    SIGINT and SIGTERM are passed on to it.
+    """
+    process = subprocess.Popen(command)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda received, frame: process.send_signal(received)) for number in signals]
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+    if status == _USER_ERROR_STATUS:
+        print(
+            "The job is not started again, because it would end with the same error. Correct it and submit the sweep "
+            "again.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 0
+    return status if status >= 0 else 128 - status
+
+
 def main() -> None:
     """Replace this process by tune.py, or print the help."""
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(__doc__)
         return
+    if NO_RETRY_OPTION in sys.argv:
+        others = [item for item in sys.argv[1:] if item != NO_RETRY_OPTION]
+        sys.exit(run_without_retry([sys.executable, __file__, *others]))
     if ARGUMENTS_VARIABLE in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
         # Set by Ray for its own process that starts a submitted job; the retraining would have one thread.
         del os.environ["OMP_NUM_THREADS"]

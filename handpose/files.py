@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -118,6 +119,40 @@ def find_home_folder() -> Path | None:
 def find_nearest_existing(path: Path) -> Path:
     """Return the path, or the nearest parent that exists. A broken link counts as existing."""
     return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+
+
+def check_owner(folder: Path) -> None:
+    """Check that no other user has made a folder, or one above it, where everybody can make folders, as in /tmp.
+
+    Such a folder of this user's name may be waiting for what this user writes and reads there.
+
+    Raises:
+        UserError: another user (not root) has made it.
+    """
+    folder = folder.absolute()
+    for place in (folder, *folder.parents):
+        is_public = os.path.lexists(place) and bool(place.parent.stat().st_mode & stat.S_IWOTH)
+        if is_public and place.lstat().st_uid not in (os.getuid(), 0):
+            raise UserError(
+                f"{place} belongs to another user, who can change what is in it, and everyone can make folders next to "
+                f"it; use a folder of your own instead of {folder}"
+            )
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a name, relative to a folder, stays in that folder: it is not absolute and has no `..` in it."""
+    return not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
+
+
+def join_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder. Its name comes from a file or a store that someone else may have written.
+
+    Raises:
+        UserError: the name leaves the folder.
+    """
+    if not stays_inside(name):
+        raise UserError(f"{name!r} is not the name of a file in {folder}: names must not be absolute or contain '..'")
+    return folder / name
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None, is_durable: bool = False) -> None:

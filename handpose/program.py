@@ -4,21 +4,19 @@
 """
 
 import argparse
-import io
 import itertools
-import os
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
 import hydra
-from dotenv import find_dotenv, load_dotenv
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -34,9 +32,18 @@ from handpose.config import (
     use_given_extensions,
 )
 from handpose.config_files import config_folders
+from handpose.dotenv_file import load_dotenv_file
 from handpose.errors import UserError, explain_file_error, is_about_files, join_lines
 from handpose.formats import rename_key
-from handpose.utf8 import read_utf8, use_utf8
+from handpose.utf8 import use_utf8
+
+_REPEAT_S = 10.0
+"""Seconds after a SIGTERM in which another one is the same request.
+
+scancel sends SIGTERM to every process of a Slurm job, and the job's script passes it on to the sweep.
+"""
+
+_last_sigterm_s = -math.inf
 
 
 def run_script(config_name: ConfigName, main: Callable[[DictConfig], None]) -> None:
@@ -133,29 +140,6 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def load_dotenv_file() -> None:
-    """Load the .env file in the working folder or above it. Variables that are already set keep their values.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    path = find_dotenv(usecwd=True)
-    _unset_empty_variables()
-    try:
-        if path:
-            load_dotenv(stream=io.StringIO(read_utf8(Path(path))))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({join_lines(error)}); it must hold lines like MP_DATA=DIR") from error
-    _unset_empty_variables()
-
-
-def _unset_empty_variables() -> None:
-    """Unset folder variables that are empty: an empty path would put the results directly into the working folder."""
-    for name in ("MP_DATA", "DIR_SCRATCH"):
-        if os.environ.get(name) == "":
-            del os.environ[name]
-
-
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Convert UserError, errors about the user's files, Ctrl-C and SIGTERM to a one-line message and an exit status."""
@@ -197,6 +181,7 @@ def interrupt_on_sigterm() -> Iterator[None]:
     if not is_free or threading.current_thread() is not threading.main_thread():
         yield
         return
+    forget_sigterm()
     signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
     try:
         yield
@@ -204,5 +189,24 @@ def interrupt_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _raise_keyboard_interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _raise_keyboard_interrupt(number: int, frame: FrameType | None) -> None:
+    if not is_repeated_sigterm(number):  # a repeat would interrupt what the first one has started, such as saving
+        raise KeyboardInterrupt
+
+
+def is_repeated_sigterm(number: int) -> bool:
+    """Whether a signal is a SIGTERM that repeats one of the last seconds. For signal handlers, once for each signal."""
+    global _last_sigterm_s
+    if number != signal.SIGTERM:
+        return False
+    now = time.monotonic()
+    if now - _last_sigterm_s < _REPEAT_S:
+        return True
+    _last_sigterm_s = now
+    return False
+
+
+def forget_sigterm() -> None:
+    """Let the next SIGTERM be a new request."""
+    global _last_sigterm_s
+    _last_sigterm_s = -math.inf

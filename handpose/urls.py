@@ -1,6 +1,12 @@
-"""URLs of files and folders in an object store."""
+"""URLs of files and folders in an object store, and the secrets that URLs can contain."""
 
-from urllib.parse import urlsplit, urlunsplit
+import re
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+_USER_PASSWORD = re.compile(r"(://[^:/@\s]*):\S*@")
+_PARAMETER = re.compile(r"([?&])([^=&\s]+)=([^&\s]*)")
+_SECRET_NAME = re.compile(r"passw|passphrase|pwd|secret|token|signature|credential|^sig$|(?<!ssl)(?<!ssl_)key", re.I)
+"""Names of parameters with a secret. Databases have `sslkey` and `ssl_key`, which are the path of a file."""
 
 
 def is_url(place: object) -> bool:
@@ -17,6 +23,20 @@ def join_url(url: str, name: str) -> str:
     """
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name.strip('/')}"))
+
+
+def hide_secrets(text: str) -> str:
+    """Replace the secrets in each URL of a text by three stars.
+
+    These are a password after the user's name, and parameters such as `password`, `passwd`, `sslpassword` and
+    `secret_key`. A text without secrets stays as it is.
+    """
+    return _PARAMETER.sub(_hide_parameter, _USER_PASSWORD.sub(r"\1:***@", text))
+
+
+def _hide_parameter(found: re.Match[str]) -> str:
+    start, name, _ = found.groups()
+    return f"{start}{name}=***" if _SECRET_NAME.search(unquote(name)) else found[0]
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -30,7 +30,19 @@ def read_utf8(path: Path) -> str:
         UserError: the file is not UTF-8.
         OSError: the file cannot be read.
     """
-    content = path.read_bytes()
+    return decode_utf8(path.read_bytes(), path)
+
+
+def decode_utf8(content: bytes, path: Path) -> str:
+    """Decode the content of a text file that a user wrote, as `read_utf8` does.
+
+    Args:
+        content: the bytes of the file.
+        path: the path of the file, for the error message.
+
+    Raises:
+        UserError: the content is not UTF-8.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

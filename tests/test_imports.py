@@ -14,7 +14,7 @@ SCRIPTS = [REPOSITORY / "tune.py", REPOSITORY / "train.py"]
 
 LAYERS = [
     {"errors", "resources", "utf8", "skeleton", "malloc", "openmp", "pareto", "plain_values"},
-    {"files", "locks", "formats", "urls", "config_files", "budget"},
+    {"files", "locks", "formats", "urls", "config_files", "budget", "dotenv_file"},
     {"yaml_files"},
     {"geometry", "drawing"},
     {"heatmaps"},

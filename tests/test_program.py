@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 
+from handpose import program
 from handpose.program import exit_on_user_error, run_script
 
 
@@ -35,6 +36,32 @@ def test_sigterm_ends_a_program_with_one_line_like_ctrl_c(capsys):
     assert left.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def save_after_sigterm(saved):
+    """A program that saves when it is told to end, and is told again meanwhile."""
+    with exit_on_user_error():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            saved.append("all")
+
+
+def test_a_sigterm_that_repeats_another_one_does_not_interrupt_the_saving(capsys):
+    """scancel signals all processes of a job, and the job passes the signal on."""
+    saved = []
+    with pytest.raises(SystemExit) as left:
+        save_after_sigterm(saved)
+    assert (left.value.code, saved) == (130, ["all"])
+
+
+def test_a_sigterm_long_after_another_one_interrupts(monkeypatch):
+    monkeypatch.setattr(program, "_REPEAT_S", 0.0)
+    saved = []
+    with pytest.raises(SystemExit):
+        save_after_sigterm(saved)
+    assert saved == []
 
 
 def test_an_existing_handler_of_sigterm_is_kept():

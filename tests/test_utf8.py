@@ -12,8 +12,8 @@ import pytest
 
 from handpose import config_files
 from handpose.config import compose
+from handpose.dotenv_file import load_dotenv_file
 from handpose.errors import UserError
-from handpose.program import load_dotenv_file
 from handpose.search.space import load_space
 from handpose.utf8 import read_utf8
 from handpose.yaml_files import load_yaml

@@ -119,7 +119,7 @@ def _read_square(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as picture:
             return np.asarray(ImageOps.fit(picture.convert("RGB"), (_BACKGROUND_PX, _BACKGROUND_PX)))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"augment.background_folder: {file} cannot be read as a picture; remove it") from error
 
 

@@ -30,7 +30,7 @@ from rich.progress import Progress
 from handpose.data.pictures import decode_dataset_image, resize_image
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError, add_file_name, explain_file_error, format_size, get_free_bytes
-from handpose.files import write_folder_atomically, write_json
+from handpose.files import check_owner, write_folder_atomically, write_json
 from handpose.locks import hold_write_lock
 from handpose.resources import count_cores
 
@@ -87,7 +87,8 @@ def pack(
 
     Raises:
         UserError: a file is missing, not a JPEG, truncated, not square, or has an EXIF orientation; the sizes differ
-            and there is no `image_size`; or `folder` cannot be written or has too little space.
+            and there is no `image_size`; or `folder` cannot be written, has too little space, or has been made by
+            another user in a place such as /tmp.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"data.image_size={image_size} must be positive, or null for the size of the files")
@@ -145,11 +146,13 @@ def open_store(
         UserError: as in `pack`.
     """
     store = folder.expanduser().absolute() / files.compute_fingerprint(image_size, kind)
+    check_owner(store)
     opened = _open_if_whole(store, len(files.paths), kind)
     if opened is None:
         lock = store.with_name(f"{store.name}.lock")  # several trials of a node may start at the same moment
         wait = f"Waiting for another process that packs the images in {store}" if progress else ""
         with hold_write_lock(lock, on_wait=wait, make_error=lambda error: _make_write_error(store.parent, error)):
+            check_owner(store)
             opened = _open_if_whole(store, len(files.paths), kind)  # another process may have made it meanwhile
             if opened is None:
                 _make_store(store, files, kind, image_size, workers or count_cores(), progress)

@@ -14,6 +14,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from handpose.errors import UserError
 
+_MAX_PIXELS = 100_000_000
+"""Largest image of a data set. A damaged header can claim 65500 x 65500 pixels, for which there is no memory."""
 _METADATA_MARKERS = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/")
 
 
@@ -28,12 +30,15 @@ def decode_dataset_image(path: str, *, colorspace: str = "rgb") -> NDArray[np.ui
         (H, W, 3), or (H, W, 1) for "gray".
 
     Raises:
-        UserError: the file cannot be read, is truncated (libjpeg would fill the rest with grey), or has an EXIF
-            orientation other than upright.
+        UserError: the file cannot be read, is truncated (libjpeg would fill the rest with grey), has more than 100
+            million pixels, or has an EXIF orientation other than upright.
     """
     try:
         content = Path(path).read_bytes()
+        _check_size(path, content)
         pixels = simplejpeg.decode_jpeg(content, colorspace=colorspace, strict=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"the image {path} cannot be read ({error.strerror}); unpack the data set again") from None
     except ValueError as error:
@@ -67,6 +72,15 @@ def resize_image(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
         size: (width, height) in pixels.
     """
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _check_size(path: str, content: bytes) -> None:
+    height, width, *_ = simplejpeg.decode_jpeg_header(content)
+    if height * width > _MAX_PIXELS:
+        raise UserError(
+            f"{path} has {width} x {height} pixels according to its header, which is too large; the file is damaged, "
+            "or has to be made smaller"
+        )
 
 
 def _check_orientation(path: str, content: bytes) -> None:

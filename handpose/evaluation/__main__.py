@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from handpose import drawing
 from handpose.config import compose, is_group, use_given_extensions
 from handpose.data.datamodule import HandDataModule, OrderedBatches, PackedHands
+from handpose.dotenv_file import load_dotenv_file
 from handpose.errors import UserError
 from handpose.evaluation.curves import draw_pck
 from handpose.evaluation.hand_pictures import choose_hands
@@ -23,7 +24,7 @@ from handpose.evaluation.submission import read_predictions, write_course
 from handpose.evaluation.trained_network import list_data_overrides, list_network_overrides
 from handpose.files import check_output_file, write_atomically, write_json
 from handpose.geometry import project
-from handpose.program import exit_on_user_error, load_dotenv_file, make_parser
+from handpose.program import exit_on_user_error, make_parser
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import describe_hand_size, predict_loader, prepare_run

@@ -9,12 +9,13 @@ import gzip
 import json
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handpose.errors import UserError
+from handpose.errors import UserError, format_size
 from handpose.files import write_atomically
 from handpose.skeleton import AIT_FROM_FREIHAND, FREIHAND_FROM_AIT, NUM_JOINTS
 
@@ -23,6 +24,11 @@ OFFICIAL_DECIMALS_M = 7
 NUM_VERTICES = 778
 _MM_PER_M = 1000.0
 _PRED_JSON = "pred.json"
+_MAX_JSON_BYTES = 2**30
+"""Largest unpacked file that is read, ten times that of FreiHAND's evaluation set with meshes.
+
+A small packed file can unpack to any size.
+"""
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -52,7 +58,8 @@ def read_course(path: str | Path) -> NDArray[np.float64]:
         UserError: the file is anything else.
     """
     try:
-        text = gzip.decompress(_read_bytes(path))
+        with gzip.open(_check_exists(path)) as file:
+            text = _read_limited(file.read, path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(
             f"{path} is not a complete gzip file ({error}); it is truncated or a file of another kind"
@@ -91,8 +98,8 @@ def read_official(path: str | Path) -> NDArray[np.float64]:
         UserError: the file is anything else.
     """
     try:
-        with zipfile.ZipFile(_check_exists(path)) as archive:
-            text = archive.read(_PRED_JSON)
+        with zipfile.ZipFile(_check_exists(path)) as archive, archive.open(_PRED_JSON) as file:
+            text = _read_limited(file.read, path)
     except (zipfile.BadZipFile, KeyError, zlib.error) as error:
         raise UserError(f"{path} is not a zip with {_PRED_JSON} in it ({error})") from error
     return _parse_keypoints(_from_json(text, path), f"{_PRED_JSON} in {path}")
@@ -157,6 +164,14 @@ def _check_exists(path: str | Path) -> Path:
     if not Path(path).exists():
         raise UserError(f"{path} does not exist; predictions are written at the end of a training run")
     return Path(path)
+
+
+def _read_limited(read: Callable[[int], bytes], path: str | Path) -> bytes:
+    """Read an unpacked file, at most `_MAX_JSON_BYTES` of it."""
+    text = read(_MAX_JSON_BYTES + 1)
+    if len(text) > _MAX_JSON_BYTES:
+        raise UserError(f"{path} unpacks to more than {format_size(_MAX_JSON_BYTES)}; it is no file of predictions")
+    return text
 
 
 def _read_bytes(path: str | Path) -> bytes:

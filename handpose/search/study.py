@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from handpose.errors import UserError, add_file_name, join_lines
 from handpose.search.distributions import parse_label
 from handpose.search.space import Params
+from handpose.urls import hide_secrets
 
 JOURNAL_FILE = "journal.log"
 
@@ -87,9 +88,9 @@ def check_storage_url(url: str | None) -> None:
 
     The sweep saves this URL in its folder.
     """
-    if url is not None and hide_password(url) != url:
+    if url is not None and hide_secrets(url) != url:
         raise UserError(
-            f"searcher.storage={hide_password(url)} would write its password into sweep.yaml; put the whole URL "
+            f"searcher.storage={hide_secrets(url)} would write its password into sweep.yaml; put the whole URL "
             "into the environment or into .env, as STUDY_URL=..., and give searcher.storage='${oc.env:STUDY_URL}'"
         )
 
@@ -193,14 +194,9 @@ def _open_database(url: str) -> BaseStorage:
     except Exception as error:  # from SQLAlchemy or the driver, or the driver is missing
         reason = join_lines(error.__cause__ or error)
         raise UserError(
-            f"searcher.storage={hide_password(url)} cannot be opened ({hide_password(reason)}); give the URL "
+            f"searcher.storage={hide_secrets(url)} cannot be opened ({hide_secrets(reason)}); give the URL "
             "of a database, as sqlite:////folder/study.db, or null for a file in the sweep's folder"
         ) from error
-
-
-def hide_password(text: str) -> str:
-    """Replace the password of each URL in the text by three stars."""
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text))
 
 
 def create_study(storage: BaseStorage, name: str, objectives: Mapping[str, str], *, url: str | None) -> int:
@@ -223,7 +219,7 @@ def create_study(storage: BaseStorage, name: str, objectives: Mapping[str, str],
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         except DuplicatedStudyError as error:
-            where = "the sweep's folder" if url is None else f"searcher.storage={hide_password(url)}"
+            where = "the sweep's folder" if url is None else f"searcher.storage={hide_secrets(url)}"
             raise UserError(f"{where} already has a study {name}; choose another sweep.name") from error
         study.set_metric_names(list(objectives))
     storage.set_study_user_attr(study._study_id, STUDY_ID_ATTRIBUTE, uuid.uuid4().hex)

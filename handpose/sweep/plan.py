@@ -16,13 +16,11 @@ from handpose.errors import UserError
 from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo, Scheduler
 from handpose.schema import bind_arguments
-from handpose.search.searcher import Searcher, count_points
+from handpose.search.searcher import Searcher
 from handpose.search.warm_start import find_used_seeds
-from handpose.sweep.analysis.report import check_scientific_key
 from handpose.sweep.budget.clock import BudgetClock
 from handpose.sweep.budget.stages import ConfirmationBudget, find_retraining_end, plan_confirmation
 from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
-from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.driver.resume import SweepTask, check_fingerprint, make_sweep_record, save_budgets
 from handpose.sweep.driver.run import SweepRun, describe_spent_budget, run_preflight_alone, run_sweep
@@ -32,9 +30,8 @@ from handpose.sweep.preflight.checks import (
     DataSummary,
     check_gpu_hours,
     check_loaders,
-    check_space,
+    check_search,
     check_sweep,
-    check_validation_epochs,
     slots_here,
     summarise_data,
 )
@@ -47,12 +44,7 @@ from handpose.sweep.selection.retrain import retrain_winner
 from handpose.sweep.storage.folder_sync import FolderSync
 from handpose.sweep.storage.stored_sweep import check_storage
 from handpose.sweep.trainable.reporting import TrialFunction
-from handpose.sweep.trainable.trial import (
-    TrainingFunction,
-    TrialRecipe,
-    add_checkpoint_metric,
-    select_training_overrides,
-)
+from handpose.sweep.trainable.trial import TrainingFunction, TrialRecipe
 
 
 @dataclass(frozen=True)
@@ -265,20 +257,13 @@ def build_plan(task: SweepTask, *, data: DataSummary | None = None, measured_slo
     budget.check_is_ahead()
     clock = BudgetClock(budget, sweep.path)
     check_sweep(sweep, cluster)
-    overrides = add_checkpoint_metric(select_training_overrides(task.overrides), config, sweep.target)
     check_storage(sweep)
-    check_space(space, overrides, num_workers=sweep.workers_per_trial)
-    check_scientific_key(config.report.scientific, space)
-    scheduler = bind_scheduler(instantiate(config.scheduler), sweep, space)
-    searcher = instantiate(config.searcher)
-    num_points = count_points(searcher, space, repeats=scheduler().perturbs_params)
+    overrides, scheduler, searcher, num_points = check_search(config, sweep, space, task.overrides)
     data = data or summarise_data(config)
     check_fingerprint(task, data.fingerprint)
     if (slots := slots_here(sweep, cluster)) is not None:
         check_gpu_hours(budget.gpu_hours, slots)
         check_loaders(sweep, space, overrides, data.size, slots)
-    validates_every = config.trainer.check_val_every_n_epoch
-    check_validation_epochs(sweep, scheduler(), validation_interval=validates_every)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     origin = task.origin or collect_provenance(data=data.fingerprint)
     return SweepPlan(task, sweep, cluster, data, recipe, scheduler, searcher, num_points, origin, clock, measured_slots)

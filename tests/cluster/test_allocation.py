@@ -9,16 +9,95 @@ from lightning_fabric.utilities import rank_zero
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 from cluster import node
-from cluster.allocation import Lsf, SingleMachine, find_allocation, remove_scheduler_variables
-from cluster.node import find_own_address, make_ray_command
+from cluster.allocation import Lsf, SingleMachine, Slurm, find_allocation, remove_scheduler_variables
+from cluster.node import explain_core_limit, find_own_address, make_ray_command
 from handpose.config import compose
+from handpose.errors import UserError
 from handpose.resources import Memory
 from handpose.training.trainer import make_prediction_trainer, suppress_library_output
 
 IN_A_STEP = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "LSB_JOBID": "7"}
 
 
-def test_hosts_of_an_lsf_job_are_named_once_the_first_is_here():
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Makes the given programs the only ones; each prints a text."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+
+    def made(**programs):
+        for name, text in programs.items():
+            file = tmp_path / "bin" / name
+            file.write_text(f"#!/bin/sh\necho {text}\n")
+            file.chmod(0o755)
+
+    return made
+
+
+FOUR_NODES = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_NODELIST": "a[01-04]"}
+
+
+def test_each_host_of_a_slurm_job_has_its_own_number_of_cpus(install):
+    install(scontrol="a01 a02 a03 a04", srun="")
+    found = find_allocation({**FOUR_NODES, "SLURM_JOB_CPUS_PER_NODE": "16(x2),8,64", "SLURM_CPUS_ON_NODE": "16"})
+    assert found == Slurm("7", ["a01", "a02", "a03", "a04"], {"a01": 16, "a02": 16, "a03": 8, "a04": 64})
+    for host, cpus in (("a02", 16), ("a03", 8), ("a04", 64)):
+        command = found.command_on(host, ["python", "x"])
+        assert {f"--nodelist={host}", f"--cpus-per-task={cpus}"} <= set(command)
+        assert command[-2:] == ["python", "x"]
+
+
+def test_the_cpus_of_a_task_that_the_user_asked_for_are_those_of_each_host(install):
+    install(scontrol="a01 a02 a03 a04", srun="")
+    given = {**FOUR_NODES, "SLURM_JOB_CPUS_PER_NODE": "16(x2),8,64", "SLURM_CPUS_PER_TASK": "6"}
+    assert set(find_allocation(given).cpus.values()) == {6}
+
+
+def test_a_step_has_the_environment_of_the_job_also_where_a_site_exports_nothing(install):
+    """SBATCH_EXPORT=NONE sets SLURM_EXPORT_ENV=NONE in the job, which srun would obey."""
+    install(scontrol="a01 a02 a03 a04", srun="")
+    assert "--export=ALL" in find_allocation(FOUR_NODES).command_on("a02", ["x"])
+
+
+@pytest.mark.parametrize("programs", [{}, {"scontrol": "a01 a02 a03 a04"}, {"srun": ""}])
+def test_a_job_that_could_use_only_one_of_its_nodes_is_refused(install, programs):
+    """As in a container without the programs of Slurm."""
+    install(**programs)
+    with pytest.raises(UserError, match=r"this job has 4 nodes, but s.* cannot be found.* --wrap 'apptainer exec"):
+        find_allocation(FOUR_NODES)
+
+
+@pytest.mark.parametrize("listed", ["", "a01 a02"])
+def test_nodes_that_are_not_listed_are_refused(install, listed):
+    install(scontrol=listed, srun="")
+    with pytest.raises(UserError, match=r"has 4 nodes, but `scontrol show hostnames a\[01-04\]` does not list them"):
+        find_allocation(FOUR_NODES)
+
+
+def test_a_job_of_one_node_needs_no_programs_of_slurm(install):
+    install()
+    found = find_allocation({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURMD_NODENAME": "a03"})
+    assert (found.job, found.hosts) == ("7", ["a03"])
+    assert found.requeue() == "scontrol is not installed here"
+
+
+def test_an_lsf_job_that_could_use_only_one_of_its_hosts_is_refused(install):
+    install()
+    with pytest.raises(UserError, match="this job has 2 nodes, but blaunch cannot be found"):
+        find_allocation({"LSB_JOBID": "12", "LSB_MCPU_HOSTS": "a01 8 a02 8"})
+    assert find_allocation({"LSB_JOBID": "12", "LSB_MCPU_HOSTS": "a01 8"}).hosts == ["a01"]
+
+
+def test_a_job_for_whole_machines_that_is_bound_to_some_cores_says_so():
+    """LSF binds a job with one slot a host to one core, although it has the host for itself."""
+    told = explain_core_limit("a01", cpus=None, usable=1, total=64)
+    assert told == "node: a01 has 64 cores, but this job may use only 1 of them; give --cpus-per-node 64"
+    assert explain_core_limit("a01", cpus=None, usable=64, total=64) == ""
+    assert explain_core_limit("a01", cpus=8, usable=8, total=64) == ""
+
+
+def test_hosts_of_an_lsf_job_are_named_once_the_first_is_here(install):
+    install(blaunch="")
     found = find_allocation({"LSB_JOBID": "12", "LSB_MCPU_HOSTS": "a01 8 a02 8"})
     assert found == Lsf("12", ["a01", "a02"])
     assert found.command_on("a02", ["python", "x"]) == ["blaunch", "a02", "python", "x"]

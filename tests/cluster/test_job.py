@@ -1,9 +1,11 @@
 """A job from its nodes to its end: what makes it come again, and what does not."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from cluster import job, sweep
 from cluster.job import RayNodes, parse_arguments, run_job
-from cluster.sweep import make_tune_command, measure_progress
+from cluster.sweep import make_tune_command, measure_progress, run_without_retry
 from handpose.config_files import REPOSITORY
 from tests.builders import write_freihand
 from tests.sweep.trainable.test_trial import SMALL
@@ -22,15 +24,17 @@ class FakeNodes:
     """Nodes that are up at once."""
 
     has_head = True
+    num_hosts = 4
 
-    def __init__(self):
-        self.told = []
+    def __init__(self, missing=()):
+        self.told, self.missing = [], missing
 
     def start_head(self, ending, patience_s):
         return "127.0.0.1:1"
 
-    def start_others(self, address, ending, patience_s):
+    def start_others(self, address, ending, patience_s, *, min_nodes):
         self.told.append(address)
+        return self.missing
 
     def report_ended_nodes(self):
         pass
@@ -79,6 +83,10 @@ def tune(monkeypatch):
     return lambda code: monkeypatch.setattr(job, "make_tune_command", lambda *given: [sys.executable, "-c", code])
 
 
+def make_options(**changes):
+    return Namespace(**{"wait_s": 1, "warning_s": 10, "min_nodes": 2, "wrap": "", **changes})
+
+
 SAVES = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print('up', flush=True); time.sleep(60)"
 
 
@@ -86,27 +94,59 @@ SAVES = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); p
 def test_a_sweep_that_ends_by_itself_says_how(tune, tmp_path, status):
     nodes = FakeNodes()
     tune(f"raise SystemExit({status})")
-    assert run_job(nodes, FakeEnding(), Namespace(wait_s=1, warning_s=10), [], tmp_path) == status
+    assert run_job(nodes, FakeEnding(), make_options(), [], tmp_path) == status
     assert nodes.told == ["127.0.0.1:1", "stopped"]
 
 
 def test_a_warning_makes_the_sweep_save_before_the_nodes_are_stopped(tune, tmp_path):
     tune(SAVES)
-    assert run_job(FakeNodes(), FakeEnding(looks=20), Namespace(wait_s=1, warning_s=10), [], tmp_path) == 75
+    assert run_job(FakeNodes(), FakeEnding(looks=20), make_options(), [], tmp_path) == 75
 
 
 def test_a_sweep_that_does_not_end_in_time_is_killed_and_can_go_on(tune, tmp_path):
     tune("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)")
     began = time.monotonic()
-    assert run_job(FakeNodes(), FakeEnding(looks=20), Namespace(wait_s=1, warning_s=1), [], tmp_path) == 75
+    assert run_job(FakeNodes(), FakeEnding(looks=20), make_options(warning_s=1), [], tmp_path) == 75
     assert time.monotonic() - began < 30
+
+
+def test_a_job_with_too_few_nodes_fails_and_does_not_crawl(tune, tmp_path, capsys):
+    tune("raise SystemExit(7)")
+    nodes = FakeNodes(missing=["a02", "a03", "a04"])
+    assert run_job(nodes, FakeEnding(), make_options(), [], tmp_path) == 1
+    assert nodes.told[-1] == "stopped"
+    told = capsys.readouterr().out
+    assert "only 1 of 4 nodes have joined after 1 s, fewer than --min-nodes 2" in told
+    assert "missing: a02, a03, a04" in told
+
+
+def test_a_job_with_enough_nodes_goes_on_without_the_others(tune, tmp_path, capsys):
+    tune("raise SystemExit(7)")
+    assert run_job(FakeNodes(missing=["a03", "a04"]), FakeEnding(), make_options(), [], tmp_path) == 7
+    assert "continues with 2 nodes; not available yet: a03, a04" in capsys.readouterr().out
+
+
+def test_the_driver_and_the_nodes_run_in_a_container(tune, tmp_path, monkeypatch):
+    """Their Python is the one of the image."""
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    wrapper.chmod(0o755)
+    tune("raise SystemExit(7)")
+    options = make_options(wrap=f"{wrapper} exec --nv 'my image.sif'")
+    assert run_job(FakeNodes(), FakeEnding(), options, [], tmp_path) == 0
+    nodes = RayNodes(FakeAllocation(), tmp_path, [], wrap=[str(wrapper), "exec", "image"])
+    assert nodes.start_head(FakeEnding(), 10) is None
+    nodes.stop()
+    driver, head = (tmp_path / "calls").read_text().splitlines()
+    assert driver == "exec --nv my image.sif python -c raise SystemExit(7)"
+    assert re.match(r"exec image python .*/node\.py --folder=.* --host=here", head)
 
 
 def test_a_sweep_without_a_head_is_told_to_save(tune, tmp_path):
     tune(SAVES)
     nodes = FakeNodes()
     nodes.has_head = False
-    assert run_job(nodes, FakeEnding(), Namespace(wait_s=1, warning_s=10), [], tmp_path) == 75
+    assert run_job(nodes, FakeEnding(), make_options(), [], tmp_path) == 75
 
 
 NODE = """
@@ -118,8 +158,41 @@ with (folder / "starts").open("a") as starts:
 (folder / f"{host}.up").write_text("10.0.0.1:7")
 if host == "here":
     time.sleep(600)
-print("out of memory", file=(folder / f"{host}.log").open("a"))
+with (folder / f"{host}.log").open("a") as log:
+    print(*[f"line {number}" for number in range(50)], "out of memory", sep="\\n", file=log)
+sys.exit(3)
 """
+
+
+FAILS = """
+import pathlib, sys, time
+given = dict(item.removeprefix("--").split("=", 1) for item in sys.argv[1:])
+folder, host = pathlib.Path(given["folder"]), given["host"]
+with (folder / "starts").open("a") as starts:
+    print(host, file=starts)
+num_starts = (folder / "starts").read_text().splitlines().count(host)
+if host == "here" or num_starts >= int((folder / "works_after").read_text()):
+    (folder / f"{host}.up").write_text("10.0.0.1:7")
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("min_nodes", "works_after", "missing"), [(2, 3, []), (1, 3, ["there"]), (2, 99, ["there"])])
+def test_nodes_that_fail_at_the_start_are_started_again_while_there_are_too_few(
+    tmp_path, monkeypatch, min_nodes, works_after, missing
+):
+    (tmp_path / "node.py").write_text(FAILS)
+    (tmp_path / "works_after").write_text(str(works_after))
+    monkeypatch.setattr(job, "_NODE_SCRIPT", tmp_path / "node.py")
+    monkeypatch.setattr(job, "_POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(job, "_RESTART_AFTER_S", 0.02)
+    nodes = RayNodes(FakeAllocation(), tmp_path, [])
+    try:
+        address = nodes.start_head(FakeEnding(), 30)
+        timeout_s = 1.0 if works_after == 99 else 30
+        assert nodes.start_others(address, FakeEnding(), timeout_s, min_nodes=min_nodes) == missing
+    finally:
+        nodes.stop()
 
 
 def test_a_node_that_ended_is_started_again_a_few_times(tmp_path, monkeypatch, capsys):
@@ -131,9 +204,13 @@ def test_a_node_that_ended_is_started_again_a_few_times(tmp_path, monkeypatch, c
         address = nodes.start_head(FakeEnding(), 60)
         nodes.start_others(address, FakeEnding(), 60)
         end = time.monotonic() + 60
-        while capsys.readouterr().out.count("has ended; its last line of output: out of memory") < 1:
+        told = ""
+        while "job:   there: out of memory" not in told:
             nodes.report_ended_nodes()
+            told += capsys.readouterr().out
             assert time.monotonic() < end
+        assert f"the Ray node on there has ended with status 3; the end of its log {tmp_path}/there.log:" in told
+        assert told.count("job:   there: line") == job._NUM_LOG_LINES - 1
         while (tmp_path / "starts").read_text().count("there") < job._MAX_STARTS:
             nodes.report_ended_nodes()
             nodes.restart_ended_nodes(address)
@@ -266,3 +343,26 @@ def test_a_job_that_ray_starts_does_not_keep_rays_number_of_threads(monkeypatch,
     monkeypatch.setattr(sys, "argv", ["sweep.py", *([] if variables else ["--", "sweep.name=a"])])
     sweep.main()
     assert started == [num_threads]
+
+
+@pytest.mark.parametrize(("status", "returned"), [(0, 0), (1, 1), (2, 0), (75, 75)])
+def test_a_mistake_of_the_user_is_not_tried_again(capfd, status, returned):
+    """KubeRay would start as many clusters as it may, each of which ends with the same error."""
+    assert run_without_retry([sys.executable, "-c", f"raise SystemExit({status})"]) == returned
+    assert ("would end with the same error" in capfd.readouterr().err) == (status == 2)
+
+
+def test_a_job_of_kuberay_that_is_told_to_end_passes_it_on(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end_when_up():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    code = SAVES.replace("print('up', flush=True)", f"open({str(tmp_path / 'up')!r}, 'w').close()")
+    thread = threading.Thread(target=end_when_up)
+    thread.start()
+    assert run_without_retry([sys.executable, "-c", code]) == 75
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) == before

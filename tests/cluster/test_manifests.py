@@ -1,6 +1,7 @@
 """The files for KubeRay and `ray up`, held against their schemas as far as they can be had."""
 
 import json
+import re
 from importlib.resources import files
 
 import jsonschema
@@ -47,6 +48,7 @@ def test_a_ray_job_has_the_fields_of_its_kind(manifest):
     assert set(cluster["workerGroupSpecs"][0]) == WORKERS
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        assert group["rayStartParams"]["num-gpus"] == "1"
         (container,) = group["template"]["spec"]["containers"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
@@ -74,15 +76,85 @@ def test_a_ray_job_lets_nobody_in_without_the_token_and_comes_again(manifest):
 def test_arguments_reach_a_pod_as_they_are(manifest):
     arguments = ["sweep.name=hands", "searcher.storage=${oc.env:STUDY_URL}", "data.root=/sweeps/my data"]
     spec = manifest("--", *arguments)["spec"]
-    assert spec["entrypoint"] == "python /handpose/cluster/sweep.py"
+    assert spec["entrypoint"] == "python /handpose/cluster/sweep.py --end-on-user-error"
     (head,) = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
     environment = {each["name"]: each["value"] for each in head["env"]}
     assert json.loads(environment["SWEEP_ARGUMENTS"]) == arguments
 
 
+def list_pods(job):
+    cluster = job["spec"]["rayClusterSpec"]
+    return [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+
+
+def test_pods_without_a_claim_can_write_their_results(manifest, tmp_path, monkeypatch, capsys):
+    """Also where the image's user is not root, who alone could make a folder at its root."""
+    monkeypatch.chdir(tmp_path)
+    kuberay.main([*POD[:-2], "--dry-run", "--", "sweep.name=hands", "sweep.storage=s3://bucket/sweeps"])
+    for pod in list_pods(yaml.safe_load(capsys.readouterr().out)):
+        assert pod["volumes"] == [{"name": "sweeps", "emptyDir": {}}]
+        assert pod["containers"][0]["volumeMounts"] == [{"name": "sweeps", "mountPath": "/sweeps"}]
+        assert {"name": "DIR_SCRATCH", "value": "/sweeps"} in pod["containers"][0]["env"]
+    for pod in list_pods(manifest("--fs-group", "100", "--", "sweep.name=hands")):
+        assert pod["securityContext"]["fsGroup"] == 100
+        assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "sweeps"}
+
+
+def test_a_cluster_decides_where_pods_run_and_from_where_their_image_comes(manifest):
+    job = manifest(
+        *("--toleration", "nvidia.com/gpu:NoSchedule", "--toleration", "team=hands", "--pull-secret", "registry"),
+        *("--node-selector", "nvidia.com/gpu.product=A100", "--label", "kueue.x-k8s.io/queue-name=hands"),
+        *("--", "sweep.name=hands"),
+    )
+    assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "hands"}
+    for pod in list_pods(job):
+        assert pod["tolerations"] == [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+            {"key": "team", "operator": "Equal", "value": "hands"},
+        ]
+        assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "A100"}
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    submitter = job["spec"]["submitterPodTemplate"]["spec"]  # it has the image of the head
+    assert submitter["imagePullSecrets"] == [{"name": "registry"}]
+    assert submitter["containers"][0]["image"] == "r/hands:1"
+
+
+def test_parts_of_gpus_are_a_resource_of_their_own_which_ray_is_told_of(manifest):
+    job = manifest("--gpus-per-node", "1g.10gb:2", "--", "sweep.name=hands")
+    for pod in list_pods(job):
+        limits = pod["containers"][0]["resources"]["limits"]
+        assert limits["nvidia.com/mig-1g.10gb"] == "2"
+        assert "nvidia.com/gpu" not in limits
+    assert job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-gpus"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("state", "is_applied"), [("Complete", False), ("Failed", False), ("Running", True), ("", True)]
+)
+def test_a_ray_job_that_has_ended_is_not_applied_in_vain(tmp_path, monkeypatch, capsys, state, is_applied):
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncase $1 in get) echo "{state}";; apply) cat > /dev/null;; esac\n'
+    )
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    argv = [*POD, "--namespace", "team", "--", "sweep.name=hands"]
+    if is_applied:
+        kuberay.main(argv)
+    else:
+        told = run_refused(kuberay, capsys, argv)
+        assert f"the RayJob hands has ended ({state})" in told
+        assert "kubectl delete rayjob hands -n team" in told
+    assert ("apply -f -" in (tmp_path / "calls").read_text()) is is_applied
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
+        ([*POD, "--gpus-per-node", "a100:8", "--", "sweep.name=hands"], "--node-selector nvidia.com/gpu.product=NAME"),
+        ([*POD, "--toleration", "a b", "--", "sweep.name=hands"], "--toleration a b must be KEY=VALUE:EFFECT"),
+        ([*POD, "--label", "queue", "--", "sweep.name=hands"], "--label queue must be KEY=VALUE"),
         ([*POD, "--", "sweep.name=My_Hands"], "sweep.name=My_Hands must be a valid Kubernetes name"),
         ([*POD[:-2], "--", "sweep.name=hands"], "--claim is missing"),
         ([*POD, "--memory", "a lot", "--", "sweep.name=hands"], "--memory a lot must be a Kubernetes quantity"),
@@ -115,6 +187,13 @@ def run_ray_up(tmp_path, monkeypatch, capsys):
         return yaml.safe_load((tmp_path / "hands.yaml").read_text()), capsys.readouterr().out
 
     return made
+
+
+@pytest.mark.parametrize("machines", [AWS, GCP, LOCAL], ids=["aws", "gcp", "local"])
+def test_what_a_user_edits_for_the_head_does_not_change_the_workers(tmp_path, run_ray_up, machines):
+    """YAML writes an object that stands in two places once, with an anchor."""
+    run_ray_up(machines)
+    assert not re.search(r"[&*]id\d", (tmp_path / "hands.yaml").read_text())
 
 
 @pytest.mark.parametrize("machines", [AWS, GCP, LOCAL], ids=["aws", "gcp", "local"])
@@ -167,6 +246,7 @@ def test_all_of_the_project_travels(run_ray_up):
     [
         ([*AWS, "--output", "h.yaml", "--", "sweep.name=hands"], "the machines share no folder"),
         ([*LOCAL, "--output", "h.yaml", "--", "sweep.name=hands"], "sweep.storage=s3://BUCKET/sweeps"),
+        ([*AWS, "--gpus-per-node", "a100:1", "--output", "h.yaml", *SWEEP], "--instance-type determines the type"),
         ([*LOCAL, "--nodes", "3", "--output", "h.yaml", *SWEEP], "--nodes 3: --hosts names 2 machines"),
     ],
 )

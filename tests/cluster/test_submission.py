@@ -8,11 +8,18 @@ from datetime import datetime
 
 import pytest
 
-from cluster import lsf, slurm
+from cluster import kuberay, lsf, ray_up, slurm
 from cluster.submission import REPOSITORY, make_job_parser, parse_wall_time, read_submission
+from tests.sweep.sweeps import write_begun_sweep
 
 JOB = ["--nodes", "4", "--gpus-per-node", "2", "--wall-time", "04:00:00"]
 SWEEP = ["sweep.name=hands", "sweep.num_trials=7"]
+OPTIONS = {
+    slurm: JOB,
+    lsf: JOB,
+    kuberay: ["--cpus-per-node", "8", "--image", "r/hands:1", "--claim", "sweeps"],
+    ray_up: ["--provider", "local", "--hosts", "10.1.0.1", "--output", "hands.yaml"],
+}
 
 
 @pytest.fixture
@@ -64,6 +71,72 @@ def test_the_setup_comes_before_python_and_python_is_its(working_folder, capsys)
     assert last.startswith("exec python ")
 
 
+@pytest.mark.parametrize(
+    ("options", "directive", "num_gpus"),
+    [
+        (["--gpus-per-node", "8"], "--gpus-per-node=8", "--gpus=8"),
+        (["--gpus-per-node", "a100:8"], "--gpus-per-node=a100:8", "--gpus=8"),
+        (["--gpus-per-node", "1g.10gb:2"], "--gpus-per-node=1g.10gb:2", "--gpus=2"),
+        (["--gres", "gpu:a100:8"], "--gres=gpu:a100:8", "--gpus=8"),
+        (["--gres=gpu:2,nvme:1"], "--gres=gpu:2,nvme:1", "--gpus=2"),
+        (["--gres", "gpu"], "--gres=gpu", "--gpus=1"),
+        (["--gres", "gpu:v100"], "--gres=gpu:v100", "--gpus=1"),
+        (["--gres", "gpu:a100:1,gpu:v100:2"], "--gres=gpu:a100:1,gpu:v100:2", "--gpus=3"),
+        (["--gres", "nvme:1"], "--gres=nvme:1", "--gpus=0"),
+        (["--gres", "nvme:1", "--gpus-per-node", "4"], "--gpus-per-node=4", "--gpus=4"),
+        (["--gres", "shard:4"], "--gres=shard:4", None),
+        ([], None, "--gpus=0"),
+    ],
+)
+def test_ray_gets_as_many_gpus_as_slurm_gives(working_folder, capsys, options, directive, num_gpus):
+    lines = run_dry(slurm, capsys, "--wall-time", "01:00:00", *options, "--dry-run", "--", *SWEEP)
+    asked = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH --g")]
+    assert directive in asked if directive else asked == []
+    told = [item for item in shlex.split(lines[-1]) if item.startswith("--gpus")]
+    assert told == ([] if num_gpus is None else [num_gpus])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--gpus", "a100:16"],
+        ["-G", "16"],
+        ["-G16"],
+        ["--gpus=16"],
+        ["--gpus-per-task=1"],
+        ["-N4"],
+        ["--tres-per-task=x"],
+    ],
+)
+def test_gpus_of_the_whole_job_are_refused_with_the_option_to_give(working_folder, capsys, option):
+    told = run_refused(slurm, capsys, "--wall-time", "01:00:00", *option, "--", *SWEEP)
+    assert re.search(r"-\S+ is set by this launcher from its own options, such as --nodes and --gpus-per-node", told)
+
+
+def test_two_requests_for_gpus_are_refused(working_folder, capsys):
+    told = run_refused(slurm, capsys, *JOB, "--gres", "gpu:a100:2", "--", *SWEEP)
+    assert "--gpus-per-node 2 and --gres gpu:a100:2 both ask for GPUs" in told
+
+
+def test_a_type_of_gpus_is_a_model_for_lsf(working_folder, capsys):
+    argv = ["--wall-time", "01:00:00", "--cpus-per-node", "8", "--gpus-per-node", "NVIDIAA100:4", "--dry-run"]
+    lines = run_dry(lsf, capsys, *argv, "--", *SWEEP)
+    assert '#BSUB -gpu "num=4:gmodel=NVIDIAA100:mode=shared:j_exclusive=yes"' in lines
+    assert "--gpus=4" in shlex.split(lines[-1])
+
+
+@pytest.mark.parametrize(("options", "least"), [([], 2), (["--min-nodes", "4"], 4), (["--nodes", "1"], 1)])
+def test_a_job_needs_half_of_its_nodes_unless_another_number_is_given(working_folder, capsys, options, least):
+    lines = run_dry(slurm, capsys, *JOB, *options, "--dry-run", "--", *SWEEP)
+    assert f"--min-nodes={least}" in shlex.split(lines[-1])
+
+
+def test_a_container_is_for_the_commands_inside_the_job(working_folder, capsys):
+    lines = run_dry(slurm, capsys, *JOB, "--wrap", "apptainer exec --nv 'a b.sif'", "--dry-run", "--", *SWEEP)
+    assert "--wrap=apptainer exec --nv 'a b.sif'" in shlex.split(lines[-1])
+    assert not any("apptainer" in line for line in lines[:-1])
+
+
 def test_a_machine_without_gpus_is_asked_for_as_it_is(working_folder, capsys):
     lines = run_dry(slurm, capsys, "--wall-time", "1-00:00:00", "--cpus-per-node", "4", "--dry-run", "--", *SWEEP)
     assert not any("gpus-per-node" in line for line in lines)
@@ -79,6 +152,19 @@ def test_a_sweep_without_a_name_gets_one_since_the_next_job_finds_it_by_that(wor
     ("argv", "sentence"),
     [
         (["--nodes", "0", "--wall-time", "01:00:00", "--"], r"--nodes must be at least 1, but it is 0"),
+        (
+            ["--nodes", "2", "--min-nodes", "3", "--wall-time", "01:00:00", "--"],
+            r"--min-nodes 3 is more than --nodes 2",
+        ),
+        (
+            ["--gpus-per-node", "many", "--wall-time", "01:00:00", "--"],
+            r"--gpus-per-node many must be a number of GPUs",
+        ),
+        (["--gpus-per-node", "gpu:a100:8", "--wall-time", "01:00:00", "--"], r"or TYPE:NUMBER such as a100:8"),
+        (
+            ["--wrap", "run 'it", "--wall-time", "01:00:00", "--"],
+            r"--wrap run 'it is not a command line \(No closing quo",
+        ),
         (["--wall-time", "1h", "--"], r"--wall-time 1h must be HH:MM:SS"),
         (["--wall-time", "00:05:00", "--"], r"--warning-s 300 leaves no time"),
         (["--wall-time", "01:00:00", "--time=3", "--"], r"--time=3: --time is set by this launcher"),
@@ -96,19 +182,78 @@ def test_a_mistake_is_a_sentence_before_anything_is_submitted(working_folder, ca
     assert re.search(sentence, run_refused(slurm, capsys, *argv))
 
 
-def test_a_password_does_not_get_into_a_script(working_folder, capsys):
-    told = run_refused(slurm, capsys, *JOB, "--", *SWEEP, "searcher.storage=postgresql://me:hunter2@db/x")
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "searcher.storage=postgresql://me:hunter2@db/x",
+        "searcher.storage=postgresql://db/x?passwd=hunter2",
+        "searcher.storage='postgresql://me@db/x?sslmode=require&sslpassword=hunter2'",
+    ],
+)
+@pytest.mark.parametrize("launcher", [slurm, lsf, kuberay, ray_up])
+def test_a_password_does_not_get_into_a_script(working_folder, capsys, launcher, argument):
+    told = run_refused(launcher, capsys, *OPTIONS[launcher], "--", *SWEEP, argument)
     assert "hunter2" not in told
     assert "searcher.storage='${oc.env:STUDY_URL}'" in told
 
 
-def test_a_sweep_that_is_there_is_not_begun_again(working_folder, capsys):
-    folder = working_folder / "outputs" / "sweeps" / "hands"
-    folder.mkdir(parents=True)
-    (folder / "sweep.yaml").write_text("")
-    assert f"give sweep.resume={folder}" in run_refused(slurm, capsys, *JOB, "--", *SWEEP)
-    submission = read_submission(make_job_parser(""), [*JOB, "--", f"sweep.resume={folder}"])
-    assert (submission.name, submission.folder) == ("hands", folder)
+@pytest.mark.parametrize(
+    "argument", ["s3://b/x?secret_key=hunter2", "s3://KEY:hunter2@b/x", "abfs://b@a/x?sig=hunter2"]
+)
+def test_the_key_of_a_store_does_not_get_into_a_script(working_folder, capsys, argument):
+    told = run_refused(slurm, capsys, *JOB, "--", *SWEEP, f"sweep.storage={argument}")
+    assert "hunter2" not in told
+    assert "AWS_SECRET_ACCESS_KEY" in told
+
+
+@pytest.mark.parametrize("launcher", [slurm, lsf, kuberay, ray_up])
+@pytest.mark.parametrize("name", ["a b", "..", "a/b", "'a\n#SBATCH --wrap=x'", "'a;b'"])
+def test_a_name_that_is_no_folder_is_refused_before_anything_is_submitted(working_folder, capsys, launcher, name):
+    told = run_refused(launcher, capsys, *OPTIONS[launcher], "--", f"sweep.name={name}", "sweep.storage=s3://b/x")
+    assert re.search(r"sweep\.name=.* must be the name of a folder", told)
+    assert list(working_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["sweep.metric=val/pa_mpjpe"], r"sweep\.metric=val/pa_mpjpe is not measured"),
+        (["sweep.gpus_per_trial=1.5"], r"sweep\.gpus_per_trial must be a whole number"),
+        (["sweep.storage=/shared"], r"sweep\.storage=/shared is not a URL"),
+        (["report.scientific=seed"], r"report\.scientific=seed is not searched"),
+        (["sweep.max_epochs=7", "trainer.check_val_every_n_epoch=2"], r"sweep\.max_epochs=7 must be a multiple"),
+        (["train_on_val=true"], r"train_on_val=true leaves no validation split"),
+        (["budget.finish_by=2020-01-01T00:00"], r"budget\.finish_by=2020-01-01T00:00 is in the past"),
+    ],
+)
+def test_what_tune_would_refuse_is_refused_before_a_job_waits(working_folder, capsys, arguments, sentence):
+    assert re.search(sentence, run_refused(slurm, capsys, *JOB, "--", *SWEEP, *arguments))
+
+
+@pytest.fixture
+def begun(working_folder):
+    """The folder of a sweep that has been begun."""
+    return write_begun_sweep(working_folder / "outputs" / "sweeps" / "hands", SWEEP)
+
+
+def test_a_sweep_that_is_there_is_not_begun_again(begun, capsys):
+    assert f"give sweep.resume={begun}" in run_refused(slurm, capsys, *JOB, "--", *SWEEP)
+    submission = read_submission(make_job_parser(""), [*JOB, "--", f"sweep.resume={begun}", "sweep.num_trials=9"])
+    assert (submission.name, submission.folder) == ("hands", begun)
+
+
+def test_what_a_resumed_sweep_cannot_change_is_refused_before_a_job_waits(begun, capsys):
+    told = run_refused(slurm, capsys, *JOB, "--", f"sweep.resume={begun}", "optimizer.lr=1")
+    assert "optimizer.lr=1: a resumed sweep keeps its configuration" in told
+
+
+def test_what_the_command_line_fixes_is_not_checked_as_if_it_were_searched(working_folder, capsys):
+    """As in tune.py."""
+    space = "optimizer.lr: interval(0.1, 0.2)\nmodel.decoder.depth: choice(2, many)\n"
+    (working_folder / "space.yaml").write_text(space)
+    arguments = [*JOB, "--dry-run", "--", *SWEEP, "search_space=space.yaml"]
+    assert "model.decoder.depth" in run_refused(slurm, capsys, *arguments)
+    assert run_dry(slurm, capsys, *arguments, "model.decoder.depth=2")
 
 
 def test_a_scheduler_that_is_not_there_is_a_sentence(working_folder, capsys, monkeypatch):

@@ -2,6 +2,7 @@ import errno
 import os
 import pickle
 import shutil
+import struct
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -306,3 +307,31 @@ def test_packing_says_one_line_where_stderr_is_no_terminal(images, capsys):
     assert "Packed 5 images of 32 px" in said.err
     pack(annotate(images), image_size=None, folder=images.parent / "packed")
     assert capsys.readouterr().err == ""
+
+
+def test_a_header_that_claims_a_huge_image_is_told_with_the_file(images):
+    file = images / "00000002.jpg"
+    content = file.read_bytes()
+    frame = content.index(b"\xff\xc0")  # start of frame: length, precision, height, width
+    file.write_bytes(content[: frame + 5] + struct.pack(">HH", 65500, 65500) + content[frame + 9 :])
+    with pytest.raises(UserError, match=r"00000002\.jpg has 65500 x 65500 pixels according to its header"):
+        pack_images(images, 32)
+    assert not list(images.parent.glob("packed/*/"))
+
+
+def test_a_folder_that_another_user_has_made_in_a_public_place_is_refused(images, monkeypatch):
+    """Its images, or the links in it, would be that user's."""
+    public = images.parent / "public"
+    (public / "me" / "packed").mkdir(parents=True)
+    public.chmod(0o1777)
+    folder = public / "me" / "packed"
+    pack(annotate(images), image_size=32, folder=folder, progress=False)
+    owner, is_root = (public / "me").stat().st_uid, os.getuid() == 0
+    if is_root:
+        os.chown(public / "me", 4321, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(UserError, match=r"public/me belongs to another user"):
+        pack(annotate(images), image_size=32, folder=folder, progress=False)
+    public.chmod(0o755)  # a folder that colleagues share
+    pack(annotate(images), image_size=32, folder=folder, progress=False)

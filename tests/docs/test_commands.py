@@ -27,6 +27,7 @@ from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.driver.resume import _CHANGEABLE_KEYS
 from tests.docs.pages import PAGES, Command, find_commands, find_files, read_page
 from tests.programs import command_line
+from tests.sweep.sweeps import write_begun_sweep
 from tests.test_utf8 import ASCII
 
 PLACEHOLDERS = {
@@ -235,8 +236,7 @@ def _make_results(overrides: Sequence[str]) -> None:
             Path(value).parent.mkdir(parents=True, exist_ok=True)
             Path(value).write_text(yaml.safe_dump({"overrides": ["optimizer.lr=0.01"]}), encoding="utf-8")
         if key == "sweep.resume" and value.startswith("outputs/"):
-            Path(value).mkdir(parents=True, exist_ok=True)
-            (Path(value) / "sweep.yaml").touch()
+            write_begun_sweep(Path(value).absolute(), [f"sweep.name={Path(value).name}"])
 
 
 def _check_module(name: str, arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from handpose.errors import UserError
+from handpose.evaluation import submission
 from handpose.evaluation.submission import read_course, read_official, write_course, write_official
 
 AIT_ORDER = [
@@ -55,6 +56,20 @@ def test_official_file_is_a_zip_with_keypoints_and_empty_meshes(tmp_path: Path) 
     np.testing.assert_allclose(xyz, make_poses(), rtol=0, atol=0.51e-7)
     assert np.shape(vertices) == (5, 778, 3)
     assert not np.any(vertices)
+
+
+@pytest.mark.parametrize(("name", "read"), [("test_preds.json.gz", read_course), ("pred.zip", read_official)])
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(tmp_path, monkeypatch, name, read):
+    monkeypatch.setattr(submission, "_MAX_JSON_BYTES", 10_000)
+    text = b"[" + b" " * 20_000 + b"]"
+    if read is read_course:
+        (tmp_path / name).write_bytes(gzip.compress(text))
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("pred.json", text)
+    assert (tmp_path / name).stat().st_size < 1000
+    with pytest.raises(UserError, match=rf"{name} unpacks to more than 10 kB; it is no file of predictions"):
+        read(tmp_path / name)
 
 
 def test_official_file_comes_back(tmp_path: Path) -> None:

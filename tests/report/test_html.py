@@ -1,11 +1,14 @@
 """The page: whole, self-contained, and proof against what a trial's error may hold."""
 
 import base64
+import hashlib
 import json
 import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+
+import pytest
 
 from handpose.report import sections
 from handpose.report.advice import give_advice
@@ -67,14 +70,23 @@ def test_the_page_is_whole_and_names_no_address():
 
 def test_every_chart_has_its_data_and_says_what_it_shows():
     text = render_page(make_swept_record(lambda params: params["optimizer.lr"], [RATE, DEPTH], num_trials=25))
-    kept = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)[1]
+    kept = find_figures(text)
     charts = re.findall(r'data-figure="(\d+)".*?aria-label="([^"]+)"></div><figcaption>([^<]+)<', text)
     assert [int(number) for number, _, _ in charts] == list(range(len(json.loads(kept))))
     assert all(said == caption and len(said) > 20 for _, said, caption in charts)
 
 
-def test_what_a_trial_says_is_text():
-    nasty = '</script><script>alert("1")</script><b>&'
+@pytest.mark.parametrize(
+    "nasty",
+    [
+        '</script><script>alert("1")</script><b>&',
+        "<!--<script>",
+        '" onmouseover="alert(1)" x="',
+        "' onmouseover='alert(1)' x='",
+        "--></style><img src=x onerror=alert(1)>",
+    ],
+)
+def test_what_a_trial_says_is_text(nasty):
     trials = [
         make_trial(0, {"model.name": nasty}, [3.0], state="failed", error=nasty),
         make_trial(1, {"model.name": "a"}, [1.0] * 4),
@@ -83,7 +95,27 @@ def test_what_a_trial_says_is_text():
         render_page(make_record(trials, name=nasty, configuration={"x": nasty}, origin={"command_line": nasty}))
     )
     assert "<script>alert" not in text
-    assert nasty in Tree(text).text
+    tree = Tree(text)
+    assert nasty in tree.text
+    assert not [name for name, _ in tree.attributes if name.startswith("on")]
+    assert "<" not in find_figures(text)
+
+
+def find_figures(text):
+    return re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)[1]
+
+
+def test_only_the_scripts_of_the_page_may_run():
+    text = render_page(make_record([]))
+    (policy,) = [value for name, value in Tree(remove_plotly(text)).attributes if name == "content" and "-src" in value]
+    rules = {rule.split()[0]: rule.split()[1:] for rule in policy.split(";")}
+    hashes = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    ]
+    assert len(hashes) == 2
+    assert sorted(rules["script-src"]) == sorted(hashes)
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == ["'none'"]
 
 
 def test_a_sweep_without_a_single_trial_has_a_page():

@@ -4,11 +4,15 @@ from functools import partial
 
 from optuna.samplers import RandomSampler, TPESampler
 
+from handpose.config import compose, list_location_overrides
 from handpose.schedulers.asha import Asha
 from handpose.search.optuna_searcher import OptunaSearcher
+from handpose.search.space import load_space
 from handpose.sweep.controller.slots import MIN_PROCESS_MB
+from handpose.sweep.driver.resume import SweepTask, copy_space, make_sweep_record
 from handpose.sweep.driver.run import SweepRun, run_sweep
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings, SweepSettings
+from handpose.yaml_files import write_yaml
 from tests.sweep.objectives import METRIC
 
 
@@ -47,6 +51,15 @@ def make_settings(folder, **changes):
         "storage": None,
     }
     return SweepSettings(**values | changes)
+
+
+def write_begun_sweep(folder, overrides):
+    """Write what a sweep with these overrides has left in its folder before its first trial. Returns the folder."""
+    config = compose("tune", overrides)
+    task = SweepTask(config, overrides, list_location_overrides(config), {}, load_space("default"))
+    copy_space(task.space, folder)
+    write_yaml(folder / "sweep.yaml", make_sweep_record(task, {"data_fingerprint": "abc"}))
+    return folder
 
 
 def make_asha(max_epochs, **changes):

@@ -4,8 +4,9 @@ The events are applied to the same `History` that a running sweep uses. Past dec
 repeated, so that sweeps of other versions can be read. What does not exist yet is left empty.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution
 
 from handpose.errors import UserError
-from handpose.files import read_json
+from handpose.files import join_inside, read_json
 from handpose.report.sweep_record import (
     Candidate,
     Confirmation,
@@ -247,9 +248,9 @@ def _read_confirmation(file: Path) -> Confirmation | None:
     content = read_yaml(file)
     if not content:
         return None
-    try:
+    with _explain_content_errors(file):
         candidates, gain = [_parse_candidate(each) for each in content["candidates"]], content.get("gain_over_default")
-        return Confirmation(
+        confirmation = Confirmation(
             epochs=int(content["epochs"]),
             seeds=[int(seed) for seed in content["seeds"]],
             candidates=candidates,
@@ -259,7 +260,17 @@ def _read_confirmation(file: Path) -> Confirmation | None:
             optimism=_parse_number(content.get("optimism")),
             unknown=dict(content.get("unknown") or {}),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    return confirmation
+
+
+@contextlib.contextmanager
+def _explain_content_errors(file: Path) -> Iterator[None]:
+    """Convert the errors of a file that has another structure or other types than a sweep writes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file} does not have the expected content ({type(error).__name__}: {error})") from error
 
 
@@ -267,7 +278,7 @@ def _parse_candidate(content: Mapping[str, Any]) -> Candidate:
     difference = content.get("difference_to_winner")
     return Candidate(
         label=str(content["label"]),
-        trial=content["trial"],
+        trial=None if content["trial"] is None else int(content["trial"]),
         params=dict(content["params"] or {}),
         values={int(seed): _parse_number(value) for seed, value in content["values"].items()},
         mean=_parse_interval(content),
@@ -289,9 +300,15 @@ def _read_retraining(folder: Path) -> RetrainedWinner | None:
     file = folder / "metrics.json"
     if not file.is_file():
         return None
-    metrics = {name: _parse_number(value) for name, value in read_json(file)["metrics"].items()}
-    place, hands = folder / "hands", []
-    for each in read_json(place / "hands.json") if (place / "hands.json").is_file() else []:
-        error_mm, jpeg = _parse_number(each["pa_mpjpe_mm"]), (place / each["file"]).read_bytes()
-        hands.append(HandPicture(each["kind"], each["name"], error_mm, jpeg))
-    return RetrainedWinner(metrics, hands)
+    with _explain_content_errors(file):
+        metrics = {str(name): _parse_number(value) for name, value in read_json(file)["metrics"].items()}
+    return RetrainedWinner(metrics, _read_hands(folder / "hands"))
+
+
+def _read_hands(folder: Path) -> list[HandPicture]:
+    file, hands = folder / "hands.json", []
+    with _explain_content_errors(file):
+        for each in read_json(file) if file.is_file() else []:
+            error_mm, jpeg = _parse_number(each["pa_mpjpe_mm"]), join_inside(folder, each["file"]).read_bytes()
+            hands.append(HandPicture(str(each["kind"]), str(each["name"]), error_mm, jpeg))
+    return hands

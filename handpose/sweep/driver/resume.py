@@ -23,10 +23,10 @@ from handpose.formats import SWEEP_YAML_FORMAT, upgrade
 from handpose.metrics.validation import get_direction
 from handpose.program import list_given_keys, list_task_overrides
 from handpose.search.space import Space, fix_params, flatten_config, list_keys, load_space
-from handpose.search.study import check_storage_url, hide_password
+from handpose.search.study import check_storage_url
 from handpose.sweep.record.provenance import PROCESS_MB, fill_in_modes
 from handpose.sweep.storage.stored_sweep import download_sweep
-from handpose.urls import is_url, split_url
+from handpose.urls import hide_secrets, is_url, split_url
 from handpose.yaml_files import load_yaml, write_yaml
 
 _CHANGEABLE_KEYS = (
@@ -115,12 +115,17 @@ def make_new_task(config: Any) -> SweepTask:
     Raises:
         UserError: the storage URL of the searcher contains a password, or the search space is invalid.
     """
-    check_storage_url(_get_unresolved_value(config, "searcher.storage"))
+    check_study_url(config)
     choices, space = dict(HydraConfig.get().runtime.choices), load_space(config.search_space)
     values = flatten_config(_to_plain_config(config)) | choices
     fixed = find_fixed_params(space, list_given_keys(), values)
     task = (config, list_task_overrides(), list_location_overrides(config), choices)
     return SweepTask(*task, fix_params(space, fixed), fixed=fixed)
+
+
+def check_study_url(config: Any) -> None:
+    """Raise UserError if `searcher.storage`, as the user wrote it, contains a password."""
+    check_storage_url(_get_unresolved_value(config, "searcher.storage"))
 
 
 def find_fixed_params(space: Space, given: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +256,7 @@ def load_task_to_resume(config: Any, given: Sequence[str]) -> SweepTask:
     place = config.sweep.resume
     if not is_url(place):
         return load_recorded_task(expand_home(place).resolve(), given)
-    _check_overrides(given)
+    check_task_overrides(given)
     storage, name = split_url(place)
     folder = Path(config.paths.output) / "sweeps" / name
     download_sweep(place, folder)
@@ -273,7 +278,7 @@ def load_recorded_task(
         UserError: as for `load_task_to_resume`.
     """
     record = _read_sweep_record(folder)
-    _check_overrides(given)
+    check_task_overrides(given)
     new = [item for item in given if override_key(item) != "sweep.resume"]
     new += _drop_other_unit(new)
     here = [item for item in new if override_key(item).startswith("paths.")]  # do not define trials
@@ -348,11 +353,12 @@ def _drop_other_unit(given: Sequence[str]) -> list[str]:
     return [f"{units[key]}=null" for key in keys & units.keys() if units[key] not in keys]
 
 
-def _check_overrides(given: Sequence[str]) -> None:
+def check_task_overrides(given: Sequence[str]) -> None:
+    """Raise UserError if an override changes what must stay the same when a sweep is resumed."""
     fixed = [item for item in given if override_key(item) not in _CHANGEABLE_KEYS]
     if fixed:
         raise UserError(
-            f"{hide_password(fixed[0])}: a resumed sweep keeps its configuration; besides sweep.resume you can "
+            f"{hide_secrets(fixed[0])}: a resumed sweep keeps its configuration; besides sweep.resume you can "
             f"give {', '.join(key for key in _CHANGEABLE_KEYS if key != 'sweep.resume')}"
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import Timeout
 
@@ -309,7 +309,7 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         # By default Tune asks a custom searcher for one trial, and for the next one only when that trial has a worker.
         # Here the controller limits how many trials run at a time.
         with (
-            watch_head(partial(exit_at_once, sweep, _HEAD_LOST_MESSAGE)),
+            watch_head(partial(_end_without_ray, run), is_ending=is_interrupted),
             set_ray_environment(TUNE_MAX_PENDING_TRIALS_PG=_UNLIMITED),
         ):
             run_tuner(build_tuner(sweep, slots, bridge, run.trial_function, every_step=recorder.refresh), bridge)
@@ -323,6 +323,18 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
             f"{state.halted_by.cause} (traceback: {sweep.path / 'trials.csv'}); correct the cause and resume with "
             f"{format_resume_command(sweep.resume_path)}"
         )
+
+
+def _end_without_ray(run: SweepRun) -> NoReturn:
+    """End the process after Ray is gone, because the main thread may be waiting for Ray.
+
+    Before that, everything is copied to the store except the study, which may contain a trial that no event mentions.
+    """
+    try:
+        if run.folder_sync is not None:
+            run.folder_sync.finish(timeout_s=0.0, with_study=False)
+    finally:
+        exit_at_once(run.sweep, _HEAD_LOST_MESSAGE)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
+from handpose.program import forget_sigterm, is_repeated_sigterm
 from handpose.sweep.record.settings import SweepSettings, format_resume_command
 
 INTERRUPTED_STATUS = 75
@@ -22,6 +23,9 @@ class SweepInterruptedError(Exception):
 def handle_interrupts(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
     """Let SIGINT and SIGTERM end the sweep in an orderly way, which takes some seconds; a second one ends it at once.
 
+    A SIGTERM within some seconds of another one is the same request, also after this block, when the sweep is copied to
+    its store.
+
     Args:
         sweep: the settings of the sweep.
         has_to_end: returns whether the sweep has to end for another reason.
@@ -34,10 +38,13 @@ def handle_interrupts(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> I
 
     def request(number: int, frame: FrameType | None) -> None:
         nonlocal is_requested
+        if is_repeated_sigterm(number):
+            return
         if is_requested:
             exit_at_once(sweep, "stopped immediately")
         is_requested = True
 
+    forget_sigterm()
     for number in before:
         signal.signal(number, request)
     try:

@@ -14,9 +14,11 @@ import ray
 from handpose.sweep.execution.ray_internals import list_draining_node_ids
 
 _REFRESH_EVERY_S = 1.0
-_HEAD_EVERY_S = 5.0
+_HEAD_EVERY_S = 2.0
 _HEAD_TIMEOUT_S = 30.0
 """How long the head may be silent. After 60 s Ray (2.60) ends the driver by itself, with status 1."""
+_ENDING_TIMEOUT_S = 4.0
+"""The same for a sweep that was told to end. scancel tells Ray, too, and kills all processes 30 s later by default."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,17 @@ class NodeWatcher:
 
 
 @contextlib.contextmanager
-def watch_head(on_lost: Callable[[], None]) -> Iterator[None]:
+def watch_head(on_lost: Callable[[], None], *, is_ending: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Call `on_lost`, in its own thread, when the head of the cluster has not answered for half a minute.
 
-    Ray's calls block during that time, so no other code can notice it. A head that cannot be reached from the start,
-    for example through Ray's client, is not watched.
+    If `is_ending` returns true, because the sweep was told to end, some seconds are enough. Ray's calls block during
+    that time, so no other code can notice it. A head that cannot be reached from the start, for example through Ray's
+    client, is not watched.
     """
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     is_over = threading.Event()
-    thread = threading.Thread(target=_poll_head, args=((host.strip("[]"), int(port)), on_lost, is_over), daemon=True)
+    arguments = ((host.strip("[]"), int(port)), on_lost, is_over, is_ending)
+    thread = threading.Thread(target=_poll_head, args=arguments, daemon=True)
     thread.start()
     try:
         yield
@@ -132,14 +136,19 @@ def watch_head(on_lost: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def _poll_head(address: tuple[str, int], on_lost: Callable[[], None], is_over: threading.Event) -> None:
+def _poll_head(
+    address: tuple[str, int],
+    on_lost: Callable[[], None],
+    is_over: threading.Event,
+    is_ending: Callable[[], bool] = lambda: False,
+) -> None:
     if not _can_connect(address):
         return
     heard = time.monotonic()
     while not is_over.wait(_HEAD_EVERY_S):
         if _can_connect(address):
             heard = time.monotonic()
-        elif time.monotonic() - heard >= _HEAD_TIMEOUT_S:
+        elif time.monotonic() - heard >= (_ENDING_TIMEOUT_S if is_ending() else _HEAD_TIMEOUT_S):
             on_lost()
             return
 

@@ -75,7 +75,7 @@ class ProbeWorker:
         """
         self._ensure_ready()
         overrides = self._recipe.make_worker_overrides(params)
-        how = {"num_steps": num_steps, "weights": weights, "num_workers": self._recipe.num_workers}
+        how = {"num_steps": num_steps, "weights": weights, "num_workers": self._recipe.num_workers, "gpus": self.gpus}
         call = self._worker.measure_cost.remote(overrides, params, self._data, **how)
         try:
             return ray.get(call, timeout=_TIMEOUT_S)

@@ -9,10 +9,12 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
 from handpose.config import compose, instantiate_key, to_plain_values
@@ -24,10 +26,14 @@ from handpose.metrics.validation import make_target_metric
 from handpose.resources import count_cores
 from handpose.schedulers.scheduler import Scheduler
 from handpose.schema import RestrictedArgument
+from handpose.search.searcher import Searcher, count_points
 from handpose.search.space import Space, generate_probe_params, list_keys
+from handpose.sweep.analysis.report import check_scientific_key
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.controller.slots import Slots, count_slots
 from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings
-from handpose.sweep.trainable.trial import add_param_overrides
+from handpose.sweep.storage.stored_sweep import check_store_url
+from handpose.sweep.trainable.trial import add_checkpoint_metric, add_param_overrides, select_training_overrides
 from handpose.sweep.trainable.trial_cost import DataSize, split_batch
 from handpose.training.fit import prepare_run
 
@@ -41,11 +47,64 @@ def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
     Raises:
         UserError: a setting is invalid, or the folder cannot hold the sweep.
     """
-    make_target_metric(sweep.metric, sweep.mode, group="sweep")
-    _check_gpus(sweep)
+    check_settings(sweep)
     if cluster.address is None:
         _check_machine(sweep, cluster)
     _check_folder(sweep)
+
+
+def check_settings(sweep: SweepSettings) -> None:
+    """Check the settings of a sweep on their own: its name, metric, direction, GPUs of a trial, and the store's URL.
+
+    Raises:
+        UserError: a setting is invalid.
+    """
+    _check_name(sweep.name)
+    make_target_metric(sweep.metric, sweep.mode, group="sweep")
+    _check_gpus(sweep)
+    if sweep.storage is not None:
+        check_store_url(sweep.storage)
+
+
+class SearchParts(NamedTuple):
+    """What decides which trials a sweep runs, as configured.
+
+    Attributes:
+        overrides: the overrides of every trial, for train.py.
+        make_scheduler: returns a new scheduler.
+        searcher: makes a searcher.
+        num_points: how many trials the searcher can propose; None: any number, or it is not known yet.
+    """
+
+    overrides: list[str]
+    make_scheduler: Callable[[], Scheduler]
+    searcher: partial[Searcher]
+    num_points: int | None
+
+
+def check_search(config: DictConfig, sweep: SweepSettings, space: Space, overrides: Sequence[str]) -> SearchParts:
+    """Check the search space, scheduler and searcher of a sweep together.
+
+    This needs neither the data nor the machines of the sweep. So the launchers do it before they submit a job.
+
+    Args:
+        config: the composed configuration.
+        sweep: the settings in it.
+        space: the search space.
+        overrides: the user's overrides for tune.py.
+
+    Raises:
+        UserError: they contain a mistake, or do not fit together.
+    """
+    overrides = add_checkpoint_metric(select_training_overrides(overrides), config, sweep.target)
+    check_space(space, overrides, num_workers=sweep.workers_per_trial)
+    check_scientific_key(config.report.scientific, space)
+    make_scheduler = bind_scheduler(instantiate(config.scheduler), sweep, space)
+    searcher = instantiate(config.searcher)
+    num_points = count_points(searcher, space, repeats=make_scheduler().perturbs_params)
+    validation_interval = config.trainer.check_val_every_n_epoch
+    check_validation_epochs(sweep, make_scheduler(), validation_interval=validation_interval)
+    return SearchParts(overrides, make_scheduler, searcher, num_points)
 
 
 def check_space(space: Space, overrides: Sequence[str], *, num_workers: int = 1) -> None:
@@ -273,9 +332,12 @@ def _check_machine(sweep: SweepSettings, cluster: RaySettings) -> None:
         raise UserError(f"sweep.gpus_per_trial={gpus:g}{times}, but this machine has {found}")
 
 
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[\w.,=+-]+", name) or name.strip(".") == "":
+        raise UserError(f"sweep.name={name} must be the name of a folder: letters, digits and any of _.,=+-")
+
+
 def _check_folder(sweep: SweepSettings) -> None:
-    if not re.fullmatch(r"[\w.,=+-]+", sweep.name) or sweep.name.strip(".") == "":
-        raise UserError(f"sweep.name={sweep.name} must be the name of a folder: letters, digits and any of _.,=+-")
     folder = sweep.path
     if sweep.resume is None and folder.is_dir() and any(each.name != LOCK for each in folder.iterdir()):
         raise UserError(

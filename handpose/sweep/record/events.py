@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from handpose.errors import UserError, add_file_name, explain_file_error
+from handpose.files import stays_inside
 from handpose.formats import upgrade_event
 from handpose.schedulers.reason import Reason
 
@@ -537,6 +538,8 @@ def _build_record(kind: type[Any], values: dict[str, Any], name: str, version: i
             values[key] = _build_record(_NESTED_RECORDS[kind][key], value, key, version)
         elif not _has_type(value, _HINTS[kind][key]):
             raise _LineError(f"is damaged: {key!r} of {name!r} cannot be {value!r}; {_RESTORE_HINT}")
+    if kind is CheckpointRecord and not stays_inside(values["file"]):
+        raise _LineError(f"is damaged: 'file' of {name!r} cannot be {values['file']!r}; {_RESTORE_HINT}")
     if not math.isfinite(values.get("at", 0.0)):
         raise _LineError(f"is damaged: 'at' of {name!r} cannot be {values['at']!r}; {_RESTORE_HINT}")
     return kind(**values)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from handpose.errors import UserError
-from handpose.files import write_atomically
+from handpose.files import join_inside, write_atomically
 from handpose.formats import get_former_checkpoint_name
 from handpose.sweep.record.events import EVENTS_FILE, CheckpointRecord
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, TrialSegment, make_run_name
@@ -138,14 +138,14 @@ class FolderFiles:
         self._folder = folder
 
     def get_local_path(self, name: str) -> Path:
-        return self._folder / name
+        return join_inside(self._folder, name)
 
     def commit(self, file: Path, *, epoch: int, is_needed: bool = False) -> CheckpointRecord:
         return describe_checkpoint(file, folder=self._folder, epoch=epoch)
 
     def fetch_newest(self, checkpoints: Sequence[CheckpointRecord]) -> tuple[CheckpointRecord, Path] | None:
         newest = find_newest_intact(checkpoints, self._folder)
-        return None if newest is None else (newest, self._folder / newest.file)
+        return None if newest is None else (newest, self.get_local_path(newest.file))
 
     def discard(self, checkpoint: CheckpointRecord) -> None:
         self.remove(checkpoint.file)
@@ -168,15 +168,15 @@ class FolderFiles:
         newest = find_newest_intact(checkpoints, self._folder)
         if newest is None:
             return None
-        with write_atomically(self._folder / name) as part:
-            shutil.copyfile(self._folder / newest.file, part)
+        with write_atomically(self.get_local_path(name)) as part:
+            shutil.copyfile(self.get_local_path(newest.file), part)
         return replace(newest, file=name)
 
     def list_names(self) -> set[str]:
         return {str(file.relative_to(self._folder)) for file in (self._folder / CHECKPOINTS_FOLDER).glob("*/*")}
 
     def remove(self, name: str) -> None:
-        (self._folder / name).unlink(missing_ok=True)
+        self.get_local_path(name).unlink(missing_ok=True)
 
     def clear(self, names: set[str]) -> None:
         for name in names:
@@ -209,7 +209,7 @@ class StoreFiles:
 
     def get_local_path(self, name: str) -> Path:
         assert self._scratch is not None, "the driver writes no checkpoints"
-        return self._scratch / name
+        return join_inside(self._scratch, name)
 
     def commit(self, file: Path, *, epoch: int, is_needed: bool = False) -> CheckpointRecord:
         try:

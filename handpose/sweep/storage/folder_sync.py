@@ -2,7 +2,8 @@
 
 The driver works in its local folder, and a background thread copies it. New events are copied every few seconds, other
 changed files every minute, and everything at the end. The store therefore contains the sweep as it was a moment ago.
-After a loss, epochs that were reported since then are trained again.
+After a loss, epochs that were reported since then are trained again. The lease of the sweep is renewed by another
+thread, so that it does not expire while a large file is copied.
 
 Events are copied in chunks of a fixed size, of which only the last one changes. Workers upload the checkpoints
 themselves. An obsolete checkpoint is removed only after the store has received the events that made it obsolete.
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from handpose.errors import UserError
@@ -23,7 +25,7 @@ from handpose.report.formatting import format_duration
 from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.record.settings import SweepSettings, format_resume_command
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles, StoreFiles, retry_store_call
-from handpose.sweep.storage.lease import Lease, LeaseLostError
+from handpose.sweep.storage.lease import RENEW_EVERY_S, Lease, LeaseLostError
 from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
 from handpose.sweep.storage.stored_sweep import (
     EVENT_CHUNKS_FOLDER,
@@ -82,8 +84,11 @@ class FolderSync:
         """
         try:
             self._lease.acquire()
-            self._copied_bytes = restore_folder(self._store, self._folder)
-            self._copy_events()
+            with self._keep_lease():
+                self._copied_bytes = restore_folder(self._store, self._folder)
+                self._copy_events()
+        except LeaseLostError as error:
+            raise UserError(str(error)) from error
         except OSError as error:
             raise UserError(f"sweep.storage: {self._store} does not answer ({summarise_store_error(error)})") from error
 
@@ -123,6 +128,8 @@ class FolderSync:
         with self._sync_lock:
             try:
                 self._copy_all()
+            except LeaseLostError as error:
+                self._report_lost_lease(error)
             except OSError as error:
                 self._report_outage(error, _RETRY_NOTE)
 
@@ -130,11 +137,12 @@ class FolderSync:
         """Start the background thread."""
         self._thread.start()
 
-    def finish(self, *, timeout_s: float) -> None:
+    def finish(self, *, timeout_s: float, with_study: bool = True) -> None:
         """Stop the thread, copy everything that is left and release the lease.
 
         Args:
             timeout_s: how long to wait for a store that does not answer.
+            with_study: whether to copy the study, too. No trial may be running then.
 
         Raises:
             OSError: the store still does not answer after that time.
@@ -144,12 +152,17 @@ class FolderSync:
             self._thread.join()
         if self.has_lost_lease:
             return
-        self._retry_until(self._sync_last, timeout_s)
+        try:
+            with self._keep_lease():
+                self._retry_until(partial(self._sync_last, with_study=with_study), timeout_s)
+        except LeaseLostError as error:
+            self._report_lost_lease(error)
+        if not self.has_lost_lease:
+            self._retry_until(self._lease.release, timeout_s)
 
-    def _sync_last(self) -> None:
-        self._copy_all()
+    def _sync_last(self, *, with_study: bool) -> None:
+        self._copy_all(with_study=with_study)
         self._remove_obsolete(self._count_obsolete())
-        self._lease.release()
 
     def _retry_until(self, call: Callable[[], None], timeout_s: float) -> None:
         try:
@@ -163,19 +176,51 @@ class FolderSync:
 
     def _run(self) -> None:
         delay_s = self._every_s
-        while not self._stop.wait(delay_s):
+        with self._keep_lease():
+            while not self._stop.wait(delay_s):
+                try:
+                    with self._sync_lock:
+                        self.sync_changes()
+                    delay_s = self._every_s
+                    self._report_recovery()
+                except LeaseLostError as error:
+                    self._report_lost_lease(error)
+                    return
+                except OSError as error:
+                    self._report_outage(error, _RETRY_NOTE)
+                    delay_s = min(2 * delay_s, _MAX_DELAY_S)
+
+    @contextlib.contextmanager
+    def _keep_lease(self) -> Iterator[None]:
+        """Renew the lease in a thread within the block."""
+        is_over = threading.Event()
+        thread = threading.Thread(target=self._renew_lease, args=(is_over,), name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+    def _renew_lease(self, is_over: threading.Event) -> None:
+        while not is_over.wait(RENEW_EVERY_S):
             try:
-                with self._sync_lock:
-                    self.sync_changes()
-                delay_s = self._every_s
-                self._report_recovery()
+                self._lease.renew()
             except LeaseLostError as error:
-                self.has_lost_lease = True
-                print(error, file=sys.stderr, flush=True)
+                self._report_lost_lease(error)
                 return
-            except OSError as error:
-                self._report_outage(error, _RETRY_NOTE)
-                delay_s = min(2 * delay_s, _MAX_DELAY_S)
+            except OSError:  # the copying fails, too, and reports the outage
+                continue
+
+    def _report_lost_lease(self, error: LeaseLostError) -> None:
+        if not self.has_lost_lease:
+            self.has_lost_lease = True
+            print(error, file=sys.stderr, flush=True)
+
+    def _check_lease(self) -> None:
+        """Raise LeaseLostError if another process runs the sweep: its files must not be overwritten."""
+        if self.has_lost_lease:
+            raise LeaseLostError(f"storage     {self._store} is run by another process now")
 
     def _report_outage(self, error: OSError, consequence: str) -> None:
         if self._outage is None:
@@ -191,9 +236,9 @@ class FolderSync:
 
     # --- copying ------------------------------------------------------------------------------------------------------
 
-    def _copy_all(self) -> None:
+    def _copy_all(self, *, with_study: bool = True) -> None:
         self._copy_events()
-        self._copy_other_files(with_study=True)
+        self._copy_other_files(with_study=with_study)
 
     def _count_obsolete(self) -> list[tuple[StoreFiles, int]]:
         """Return the number of obsolete checkpoints at this moment, for the sweep and for its confirmation."""
@@ -201,6 +246,7 @@ class FolderSync:
 
     def _remove_obsolete(self, obsolete: list[tuple[StoreFiles, int]]) -> None:
         for files, number in obsolete:
+            self._check_lease()
             with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="mirror") as pool:
                 list(pool.map(files.remove_now, [files.obsolete[place] for place in range(number)]))
             for _ in range(number):
@@ -215,6 +261,7 @@ class FolderSync:
                 segment = self._copied_bytes[log] // _CHUNK_BYTES
                 end = min((segment + 1) * _CHUNK_BYTES, content_bytes)
                 content = read_byte_range(self._folder / f"{log}{EVENTS_FILE}", segment * _CHUNK_BYTES, end)
+                self._check_lease()
                 self._store.write(f"{log}{EVENT_CHUNKS_FOLDER}/{segment:06d}.jsonl", content)
                 self._copied_bytes[log] = end
 
@@ -235,6 +282,7 @@ class FolderSync:
             del self._copied_files[name]
 
     def _copy_file(self, name: str) -> str | None:
+        self._check_lease()
         try:
             self._store.upload(self._folder / name, name)
         except FileNotFoundError:

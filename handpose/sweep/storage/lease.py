@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from typing import Any
@@ -12,6 +13,9 @@ from handpose.sweep.storage.object_store import ObjectStore
 
 LEASE_FILE = "owner.json"
 """Name of the file in the store that identifies the holder of the lease."""
+
+RENEW_EVERY_S = 5.0
+"""Seconds between two renewals. An upload may take minutes, so renewals have a thread of their own."""
 
 _EXPIRY_S = 60.0
 
@@ -32,6 +36,7 @@ class Lease:
         self._store = store
         self._num_renewals = 0
         self._id = uuid.uuid4().hex
+        self._lock = threading.Lock()
 
     def acquire(self) -> None:
         """Acquire the lease. If it has a holder that may be alive, wait 60 s for a sign of life of that process first.
@@ -61,17 +66,19 @@ class Lease:
             LeaseLostError: another process has taken over the sweep.
             OSError: the store does not answer.
         """
-        now = self._read()
-        if now is not None and now.get("id") != self._id:
-            raise LeaseLostError(
-                f"storage     {self._store} is run by process {now.get('pid')} on {now.get('host')} now, so this "
-                f"process stops"
-            )
-        self._write()
+        with self._lock:
+            now = self._read()
+            if now is not None and now.get("id") != self._id:
+                raise LeaseLostError(
+                    f"storage     {self._store} is run by process {now.get('pid')} on {now.get('host')} now, so this "
+                    f"process stops"
+                )
+            self._write()
 
     def release(self) -> None:
         """Release the lease. Raises OSError if the store does not answer."""
-        self._store.remove(LEASE_FILE)
+        with self._lock:
+            self._store.remove(LEASE_FILE)
 
     def _write(self) -> None:
         self._num_renewals += 1

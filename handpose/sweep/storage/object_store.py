@@ -13,20 +13,19 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from handpose.errors import UserError, join_lines
-from handpose.files import write_atomically
-from handpose.urls import join_url
+from handpose.files import stays_inside, write_atomically
+from handpose.urls import hide_secrets, join_url
 
 _ATOMIC_FILE_SYSTEMS = ("s3", "gcs", "abfs")
 """File systems on which a file appears only when it is closed. On others, a temporary file is moved to its name."""
 
 _CHUNK_BYTES = 2**22
-_SECRET = re.compile("secret|token|key|password|signature|^sig$", re.IGNORECASE)
 
 
 class StoredFile(NamedTuple):
@@ -44,8 +43,8 @@ class StoredFile(NamedTuple):
 class ObjectStore:
     """A folder in an object store.
 
-    Names of files are relative to the folder, with slashes. All methods raise OSError when an operation fails, and
-    FileNotFoundError when a file does not exist.
+    Names of files are relative to the folder, with slashes. All methods raise OSError when an operation fails,
+    FileNotFoundError when a file does not exist, and UserError when a name, given or listed, leaves the folder.
 
     Args:
         url: URL of the folder.
@@ -63,6 +62,7 @@ class ObjectStore:
 
     def open_subfolder(self, name: str) -> "ObjectStore":
         """Open a subfolder."""
+        self._check_name(name)
         return ObjectStore(join_url(self.url, name))
 
     def read(self, name: str) -> bytes:
@@ -76,10 +76,16 @@ class ObjectStore:
             stream.write(content)
 
     def upload(self, file: Path, name: str) -> None:
-        """Upload a local file. Concurrent readers see either the old or the new content."""
-        with file.open("rb") as source, self._open_for_writing(name) as stream:
-            while chunk := source.read(_CHUNK_BYTES):
-                stream.write(chunk)
+        """Upload a local file. Readers see either the old or the new content, also if the local file cannot be read."""
+        with file.open("rb") as source:
+            chunk, following = source.read(_CHUNK_BYTES), source.read(_CHUNK_BYTES)
+            if not following:
+                self.write(name, chunk)
+                return
+            with self._open_for_writing(name, can_fail=True) as stream:
+                while chunk:
+                    stream.write(chunk)
+                    chunk, following = following, source.read(_CHUNK_BYTES)
 
     def download(self, name: str, file: Path) -> None:
         """Download a file. The local file appears only when it is complete."""
@@ -118,11 +124,14 @@ class ObjectStore:
         place = self._get_path(folder).rstrip("/")
         with _convert_arrow_errors():
             found: list[FileInfo] = self._files.get_file_info(FileSelector(place, recursive=True, allow_not_found=True))
-        return {
+        files = {
             each.path.removeprefix(self._root).lstrip("/"): StoredFile(each.size, (each.mtime_ns or 0) / 1e9)
             for each in found
             if each.type == FileType.File
         }
+        for name in files:
+            self._check_name(name)
+        return files
 
     def check(self) -> None:
         """Check the access to the store: write a file, read it back and remove it.
@@ -144,22 +153,42 @@ class ObjectStore:
         if not is_same:
             raise UserError(f"sweep.storage={self.url} returns other data than was written")
 
+    def _check_name(self, name: str) -> None:
+        if not stays_inside(name):
+            raise UserError(
+                f"{self} has a file {name!r}, whose name leads out of the folder; whoever can write there may want to "
+                "overwrite files of yours: remove that file, or use another store"
+            )
+
     def _get_path(self, name: str) -> str:
+        self._check_name(name)
         return f"{self._root}/{name}" if name else self._root
 
     @contextlib.contextmanager
-    def _open_for_writing(self, name: str) -> Iterator[pyarrow.NativeFile]:
-        """Yield a stream for the content of a file, which gets its name when the block ends without an exception."""
+    def _open_for_writing(self, name: str, *, can_fail: bool = False) -> Iterator[pyarrow.NativeFile]:
+        """Yield a stream for the content of a file, which gets its name when the block ends without an exception.
+
+        Args:
+            name: name of the file.
+            can_fail: whether the block can fail between two writes. A store keeps what has been written when the stream
+                is closed, and pyarrow (26) cannot abort a stream. So the content gets another name first.
+        """
         path = self._get_path(name)
         folder, _, last = path.rpartition("/")
-        is_atomic = self._files.type_name in _ATOMIC_FILE_SYSTEMS
-        part = path if is_atomic else f"{folder}/.{last}.{uuid.uuid4().hex[:8]}.part"
+        is_direct = self._files.type_name in _ATOMIC_FILE_SYSTEMS and not can_fail
+        part = path if is_direct else f"{folder}/.{last}.{uuid.uuid4().hex[:8]}.part"
         with _convert_arrow_errors():
             self._make_folder(name)
-            with self._files.open_output_stream(part) as stream:
-                yield stream
-            if not is_atomic:
-                self._files.move(part, path)
+            try:
+                with self._files.open_output_stream(part) as stream:
+                    yield stream
+                if not is_direct:
+                    self._files.move(part, path)
+            except BaseException:
+                if not is_direct:
+                    with contextlib.suppress(OSError, pyarrow.ArrowException):
+                        self._files.delete_file(part)
+                raise
 
     def _make_folder(self, name: str) -> None:
         if self._files.type_name not in _ATOMIC_FILE_SYSTEMS:  # the atomic ones do not need folders
@@ -173,18 +202,23 @@ def summarise_store_error(error: BaseException) -> str:
     )
 
 
+def check_url_secrets(url: str) -> None:
+    """Raise UserError if the URL of a store contains a secret."""
+    if hide_secrets(url) != url:
+        raise UserError(
+            f"sweep.storage={hide_secrets(url)} contains a secret, which would be stored in files; give it in the "
+            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+
+
 @lru_cache(maxsize=64)
 def _open_file_system(url: str) -> tuple[FileSystem, str]:
     """Return pyarrow's file system and the path in it.
 
     Opening makes no network request, except for the region of an Amazon S3 bucket.
     """
+    check_url_secrets(url)
     parts = urlsplit(url)
-    if parts.password or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query)):
-        raise UserError(
-            f"sweep.storage={_hide_secrets(url)} contains a secret, which would be stored in files; give it in the "
-            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
     try:
         # By default pyarrow 26 retries requests to Google Cloud Storage for 15 minutes.
         query = "retry_limit_seconds=20" if parts.scheme in ("gs", "gcs") and not parts.query else parts.query
@@ -195,11 +229,6 @@ def _open_file_system(url: str) -> tuple[FileSystem, str]:
             f"s3://bucket/folder, gs://bucket/folder or file:///folder"
         ) from error
     return files, path.rstrip("/")
-
-
-def _hide_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, Protocol
 
+from handpose.files import join_inside
 from handpose.sweep.record.events import CheckpointRecord
 
 NUM_KEPT_PER_TRIAL = 2
@@ -53,7 +54,10 @@ def describe_checkpoint(file: Path, *, folder: Path, epoch: int) -> CheckpointRe
 def is_intact(checkpoint: CheckpointRecord, folder: Path) -> bool:
     """Return whether the checkpoint's file exists and has the recorded size and checksum."""
     try:
-        return compute_size_and_checksum(folder / checkpoint.file) == (checkpoint.size_bytes, checkpoint.checksum)
+        return compute_size_and_checksum(join_inside(folder, checkpoint.file)) == (
+            checkpoint.size_bytes,
+            checkpoint.checksum,
+        )
     except OSError:
         return False
 

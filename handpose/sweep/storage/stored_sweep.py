@@ -12,7 +12,7 @@ from handpose.files import expand_home
 from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.storage.lease import LEASE_FILE
-from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
+from handpose.sweep.storage.object_store import ObjectStore, check_url_secrets, summarise_store_error
 from handpose.urls import is_url
 
 EVENT_CHUNKS_FOLDER = "events"
@@ -25,6 +25,17 @@ _EXCLUDED_FOLDERS = ("checkpoints/", "trials/", "pictures/", "events/")
 _NUM_THREADS = 8
 
 
+def check_store_url(url: str) -> None:
+    """Check the form of `sweep.storage`, without a request to the store.
+
+    Raises:
+        UserError: it is not a URL, or contains a secret.
+    """
+    if not is_url(url):
+        raise UserError(f"sweep.storage={url} is not a URL; give one such as s3://bucket/folder or file:///folder")
+    check_url_secrets(url)
+
+
 def check_storage(sweep: SweepSettings) -> None:
     """Check before a sweep starts that its store works and that the name of a new sweep is free there.
 
@@ -33,10 +44,7 @@ def check_storage(sweep: SweepSettings) -> None:
     """
     if sweep.storage is None or sweep.storage_url is None:
         return
-    if not is_url(sweep.storage):
-        raise UserError(
-            f"sweep.storage={sweep.storage} is not a URL; give one such as s3://bucket/folder or file:///folder"
-        )
+    check_store_url(sweep.storage)
     ObjectStore(sweep.storage).check()
     if sweep.resume is None and ObjectStore(sweep.storage_url).list_files().keys() - {LEASE_FILE}:
         raise UserError(

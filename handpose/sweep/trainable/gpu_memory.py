@@ -1,10 +1,32 @@
-"""Limits the GPU memory of trials that share a GPU."""
+"""Checks that a trial sees the GPU that it holds, and limits the memory of trials that share a GPU."""
 
 import math
+import socket
 
 import torch
 
 from handpose.sweep.trainable.cost_callback import CONTEXT_BYTES
+
+
+class GpuNotVisibleError(RuntimeError):
+    """A trial holds a GPU, but its node shows none. The trial is retried, because another node may show one."""
+
+
+def check_gpu_is_visible(accelerator: str, gpus: float) -> None:
+    """Check that torch finds a GPU if the trial holds one. Lightning would train on cores without a word.
+
+    Args:
+        accelerator: `trainer.accelerator`.
+        gpus: GPUs that the trial holds.
+
+    Raises:
+        GpuNotVisibleError: torch finds no GPU.
+    """
+    if gpus and accelerator != "cpu" and not torch.cuda.is_available():
+        raise GpuNotVisibleError(
+            f"the trial holds {gpus:g} GPUs (sweep.gpus_per_trial), but torch finds none on {socket.gethostname()}: "
+            "check nvidia-smi, CUDA_VISIBLE_DEVICES and the GPUs of the job there, or give trainer.accelerator=cpu"
+        )
 
 
 def compute_gpus_per_trial(num_trials: int) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import ray
 import torch
 from ray import tune
 
@@ -26,7 +27,7 @@ from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.record.trial_segment import TrialSegment
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, open_worker_files
 from handpose.sweep.trainable.checkpoint_writer import BackgroundCheckpointIO, save_pictures
-from handpose.sweep.trainable.gpu_memory import cap_gpu_memory
+from handpose.sweep.trainable.gpu_memory import cap_gpu_memory, check_gpu_is_visible
 from handpose.sweep.trainable.process_state import preserve_process_state
 from handpose.sweep.trainable.reporting import get_worker_context, report_costs, report_epoch
 from handpose.sweep.trainable.trial_cost import measure_costs, split_batch
@@ -114,6 +115,8 @@ class TrainingFunction:
         config = split_batch(
             compose("train", self.recipe.make_worker_overrides(segment.params)), get_worker_context().num_workers
         )
+        gpus = _get_trial_gpus() if process_group is None else len(ray.get_gpu_ids())
+        check_gpu_is_visible(config.trainer.accelerator, gpus)
         with open_worker_files(segment, scratch=folder) as files:
             newest, resume_from = files.fetch_newest(segment.checkpoints) or (None, None)
             resumed_from, hands = newest.epoch if newest else 0, config.pictures.trial_hands

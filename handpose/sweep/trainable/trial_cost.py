@@ -27,6 +27,7 @@ from handpose.errors import UserError
 from handpose.models.weights import find_weights_file
 from handpose.skeleton import NUM_JOINTS
 from handpose.sweep.trainable.cost_callback import NUM_PROFILED_STEPS, NUM_VALIDATION_BATCHES, CostMonitor
+from handpose.sweep.trainable.gpu_memory import check_gpu_is_visible
 from handpose.training.batch_norm import SyncBatchNormPlugin
 from handpose.training.build import build_training
 from handpose.training.checkpoints import read_initial_weights
@@ -177,6 +178,7 @@ def measure_trial_cost(
     num_steps: int,
     weights: bool,
     num_workers: int = 1,
+    gpus: float = 0.0,
 ) -> TrialCost:
     """Measure the costs of a configuration in this process.
 
@@ -188,15 +190,18 @@ def measure_trial_cost(
         weights: whether to load pretrained weights. They do not change the costs, but loading them can fail.
         num_workers: number of workers that share each batch. This process does the work of one of them, except for the
             communication.
+        gpus: GPUs that this process holds.
 
     Raises:
         UserError: the configuration is invalid.
+        GpuNotVisibleError: this process holds a GPU that torch does not find.
         Exception: whatever torch raises when it cannot train the network.
     """
     assert num_steps >= MIN_STEPS
     began = time.perf_counter()
     config = split_batch(compose("train", list(overrides)), num_workers)
     check_trainer(config)
+    check_gpu_is_visible(config.trainer.accelerator, gpus)
     _check_weights(config)
     steps, batches = _count_batches(config, data, num_workers)
     with suppress_library_output():

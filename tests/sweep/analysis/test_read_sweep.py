@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from benchmarks.report import make_sweep
 from handpose.errors import UserError
 from handpose.report.__main__ import main
 from handpose.search.space import load_space
-from handpose.sweep.analysis.read_sweep import read_sweep
+from handpose.sweep.analysis.read_sweep import _read_confirmation, read_sweep
 from handpose.sweep.analysis.report import write_report
 
 NUM_TRIALS = 60
@@ -181,3 +182,27 @@ def test_hands_of_the_retraining_are_read(swept, tmp_path):
     assert retrained.metrics == {"test/pa_mpjpe_mm": 12.5}
     assert retrained.hands[0].jpeg == b"picture"
     assert math.isnan(retrained.hands[0].error_mm)
+
+
+def test_a_picture_outside_the_folder_of_hands_is_refused(swept, tmp_path):
+    """It would be in the report, which its reader may pass on."""
+    folder = tmp_path / "copy"
+    shutil.copytree(swept[0], folder)
+    place = folder / "retrain" / "hands"
+    place.mkdir(parents=True, exist_ok=True)
+    (place.parent / "metrics.json").write_text(json.dumps({"metrics": {}}))
+    (tmp_path / "private").write_bytes(b"private")
+    listed = [{"file": "../../../private", "kind": "worst", "name": "0", "pa_mpjpe_mm": 1.0}]
+    (place / "hands.json").write_text(json.dumps(listed))
+    with pytest.raises(UserError, match=r"'\.\./\.\./\.\./private' is not the name of a file in .*/hands"):
+        read_sweep(folder, with_importance=False)
+
+
+@pytest.mark.parametrize("change", [{"trial": "3' onmouseover='x"}, {"values": [1, 2]}, {"mean": "much"}])
+def test_a_confirmation_with_values_of_other_types_is_refused(swept, tmp_path, change):
+    file = tmp_path / "confirm.yaml"
+    content = yaml.safe_load((swept[0] / "confirm" / "confirm.yaml").read_text(encoding="utf-8"))
+    content["candidates"][0] |= change
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"confirm\.yaml does not have the expected content"):
+        _read_confirmation(file)

@@ -91,11 +91,11 @@ def head(monkeypatch):
         yield listening
 
 
-def watch(head, *, then):
+def watch(head, *, then, is_ending=False):
     """Whether a head is given up; then: what happens to it, once it has been heard."""
     lost, is_over = threading.Event(), threading.Event()
     address = head.getsockname()
-    thread = threading.Thread(target=_poll_head, args=(address, lost.set, is_over))
+    thread = threading.Thread(target=_poll_head, args=(address, lost.set, is_over, lambda: is_ending))
     thread.start()
     head.accept()[0].close()
     then(head)
@@ -107,6 +107,20 @@ def watch(head, *, then):
 
 def test_a_head_that_answers_no_more_is_given_up(head):
     assert watch(head, then=lambda head: head.close())
+
+
+def test_a_sweep_that_was_told_to_end_gives_a_head_up_sooner(head, monkeypatch):
+    """scancel tells Ray to end, too, and leaves all of them half a minute."""
+    monkeypatch.setattr(module, "_HEAD_TIMEOUT_S", 30.0)
+    monkeypatch.setattr(module, "_ENDING_TIMEOUT_S", 0.1)
+    assert not watch(head, then=lambda head: None, is_ending=True)
+    assert watch(head, then=lambda head: head.close(), is_ending=True)
+
+
+def test_a_silent_head_is_waited_for_unless_the_sweep_was_told_to_end(head, monkeypatch):
+    monkeypatch.setattr(module, "_HEAD_TIMEOUT_S", 30.0)
+    monkeypatch.setattr(module, "_ENDING_TIMEOUT_S", 0.1)
+    assert not watch(head, then=lambda head: head.close())
 
 
 def test_a_head_that_answers_is_not_given_up(head):

@@ -226,6 +226,19 @@ def test_a_field_of_a_later_version_is_named(file, number, field):
     check_refused(file, rf"line {number} of 10 has a field '{field}' of '\w+', which is unknown: .*use that version")
 
 
+def test_the_number_of_a_trial_is_a_number(file):
+    """It is part of identifiers of the report."""
+    change_line(file, 2, trial='3" onmouseover="alert(1)')
+    check_refused(file, r"line 2 of 10 is damaged: 'trial' of 'trial_suggested' cannot be")
+
+
+@pytest.mark.parametrize("name", ["../victim", "/home/me/victim", "checkpoints/../../victim"])
+def test_a_checkpoint_outside_the_sweep_is_refused(file, name):
+    """The sweep removes checkpoints that it no longer needs."""
+    change_line(file, 5, checkpoint=asdict(CHECKPOINT) | {"file": name})
+    check_refused(file, rf"line 5 of 10 is damaged: 'file' of 'checkpoint' cannot be '{re.escape(name)}'")
+
+
 def test_a_later_format_is_refused_with_both_versions(file):
     change_line(file, 1, version=EVENTS_FORMAT + 1, surprise=True)
     check_refused(

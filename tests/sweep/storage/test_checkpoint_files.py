@@ -1,5 +1,7 @@
 """Checkpoints in a store: kept, fetched, taken over, and what becomes of them while it does not answer."""
 
+from dataclasses import replace
+
 import pytest
 
 from handpose.errors import UserError
@@ -7,6 +9,7 @@ from handpose.sweep.record.trial_segment import TrialSegment
 from handpose.sweep.storage import checkpoint_files
 from handpose.sweep.storage.checkpoint_files import FolderFiles, StoreFiles, open_worker_files
 from handpose.sweep.storage.object_store import ObjectStore
+from handpose.sweep.storage.retention import describe_checkpoint
 
 
 class UnreliableStore(ObjectStore):
@@ -94,6 +97,29 @@ def test_what_an_earlier_version_left_unreported_in_a_store_is_found_too(store_f
     store.upload(tmp_path / "file", "checkpoints/trial_0003/epoch_0004_stretch_2.0000002a.ckpt")
     (found,) = store_files.find_unreported(3, 2, range(1, 9))
     assert (found.epoch, found.checksum) == (4, 42)
+
+
+@pytest.mark.parametrize("name", ["../victim", "checkpoints/../../victim", "/victim"])
+def test_no_checkpoint_is_outside_the_sweep(files, tmp_path, name):
+    """A record comes from the events of a sweep that someone else may have written."""
+    inside = tmp_path / "inside"
+    name = str(tmp_path / "victim") if name == "/victim" else name
+    files = FolderFiles(inside) if isinstance(files, FolderFiles) else StoreFiles(files._store, inside)
+    (tmp_path / "victim").write_bytes(b"kept")
+    record = describe_checkpoint(tmp_path / "victim", folder=tmp_path, epoch=1)
+    outside = replace(record, file=name)
+    for operation in (
+        lambda: files.get_local_path(name),
+        lambda: files.fetch_newest([outside]),
+        lambda: files.copy_newest([outside], "checkpoints/copy.ckpt"),
+        lambda: files.discard(outside),
+        lambda: getattr(files, "remove_now", files.remove)(name),
+        lambda: files.clear({name}),
+    ):
+        with pytest.raises(UserError, match=r"victim'.*(names must not be absolute|leads out of the folder)"):
+            operation()
+    assert (tmp_path / "victim").read_bytes() == b"kept"
+    assert not (inside / "checkpoints").exists()
 
 
 def test_a_checkpoint_is_taken_over_under_a_name_of_its_own(files):

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import optuna
@@ -19,7 +20,7 @@ from handpose.sweep.record.events import EpochReported, read_events
 from handpose.sweep.storage import folder_sync as mirrors
 from handpose.sweep.storage import lease as owner
 from handpose.sweep.storage.folder_sync import FolderSync, SyncIncompleteError, sync_sweep_folder
-from handpose.sweep.storage.lease import LEASE_FILE, LeaseLostError
+from handpose.sweep.storage.lease import LEASE_FILE, Lease, LeaseLostError
 from handpose.sweep.storage.object_store import ObjectStore
 from handpose.sweep.storage.stored_sweep import (
     EVENT_CHUNKS_FOLDER,
@@ -158,6 +159,19 @@ def test_everything_a_user_wants_is_in_the_store_at_the_end_and_nothing_else(sim
     assert names == {"sweep.yaml", "study/journal.log", "tensorboard/trial_0000/events"}
 
 
+def test_a_study_that_may_know_more_than_the_events_is_not_copied_at_the_end(simulate):
+    """As when Ray was lost, so that the sweep could not be closed."""
+    swept = start_sweep(simulate)
+    (swept.settings.path / "study").mkdir(exist_ok=True)
+    (swept.settings.path / "study" / "journal.log").write_text("more")
+    (swept.settings.path / "trials.csv").write_text("all")
+    swept.mirror.finish(timeout_s=0.0, with_study=False)
+    names = ObjectStore(swept.settings.storage_url).list_files()
+    assert "trials.csv" in names
+    assert "study/journal.log" not in names
+    assert LEASE_FILE not in names
+
+
 def test_a_log_is_copied_in_segments_of_which_only_the_last_one_changes(simulate):
     swept = start_sweep(simulate)
     swept.mirror.sync_changes()
@@ -235,6 +249,78 @@ def test_two_processes_do_not_run_one_sweep(simulate, monkeypatch):
         FolderSync(swept.settings.path, store).connect()
     other.finish(timeout_s=0.0)
     assert LEASE_FILE not in store.list_files()
+
+
+class SlowStore(ObjectStore):
+    """A store in which an upload waits until it is told to go on."""
+
+    def __init__(self, url):
+        super().__init__(url)
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    def upload(self, file, name):
+        self.has_begun.set()
+        assert self.may_end.wait(30)
+        super().upload(file, name)
+
+
+@pytest.fixture
+def slow(tmp_path, monkeypatch):
+    """A sweep's folder with two files, and its store, whose lease lasts much shorter than an upload."""
+    monkeypatch.setattr(mirrors, "RENEW_EVERY_S", 0.02)
+    monkeypatch.setattr(owner, "_EXPIRY_S", 0.5)
+    monkeypatch.setattr(owner.time, "sleep", lambda seconds: threading.Event().wait(0.02))
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    for name in ("a.yaml", "b.yaml"):
+        (folder / name).write_text("ours")
+    store = SlowStore(f"file://{tmp_path}/store/sweep")
+    made = FolderSync(folder, store)
+    made.connect()
+    yield made, store
+    store.may_end.set()
+
+
+def run_in_thread(function, **arguments):
+    thread = threading.Thread(target=function, kwargs=arguments)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_slow_upload_does_not_make_the_lease_expire(slow, at_the_end):
+    folder_sync, store = slow
+    if at_the_end:
+        thread = run_in_thread(folder_sync.finish, timeout_s=0.0)
+    else:
+        folder_sync._every_s = 0.01
+        folder_sync.start()
+    assert store.has_begun.wait(30)
+    with pytest.raises(UserError, match="is already running as process"):
+        Lease(ObjectStore(store.url)).acquire()
+    store.may_end.set()
+    if at_the_end:
+        thread.join()
+    else:
+        folder_sync.finish(timeout_s=0.0)
+    assert set(store.list_files()) == {"a.yaml", "b.yaml"}
+
+
+def test_a_process_that_has_lost_the_sweep_overwrites_nothing(slow, tmp_path, monkeypatch, capsys):
+    folder_sync, store = slow
+    monkeypatch.setattr(mirrors, "_NUM_THREADS", 1)
+    thread = run_in_thread(folder_sync.finish, timeout_s=0.0)
+    assert store.has_begun.wait(30)
+    other = ObjectStore(store.url)
+    theirs = json.dumps({"id": "other", "host": "elsewhere", "pid": 7, "beat": 1}).encode()
+    other.write(LEASE_FILE, theirs)
+    while not folder_sync.has_lost_lease:
+        other.write(LEASE_FILE, theirs)
+    store.may_end.set()
+    thread.join()
+    assert len(set(other.list_files()) & {"a.yaml", "b.yaml"}) == 1  # the one that was being copied
+    assert json.loads(other.read(LEASE_FILE))["id"] == "other"
+    assert capsys.readouterr().err.count("so this process stops") == 1
 
 
 def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(simulate, monkeypatch):
