@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cluster.allocation import remove_scheduler_variables
 from handpose.files import write_atomically
 from handpose.program import exit_on_user_error
-from handpose.resources import count_cores, list_addresses, measure_memory
+from handpose.resources import count_cores, count_machine_cores, list_addresses, measure_memory
 from handpose.sweep.controller.slots import compute_trial_memory
 from handpose.sweep.execution.privacy import NO_USAGE_STATS, make_private_folder
 from handpose.utf8 import use_utf8
@@ -133,7 +133,7 @@ def main() -> None:
         make_private_folder() as folder,
         (given.folder / f"{given.host}.log").open("a", encoding="utf-8") as log,
     ):
-        if note := explain_core_limit(given.host, cpus=given.cpus, usable=count_cores(), total=os.cpu_count() or 1):
+        if note := explain_core_limit(given.host, cpus=given.cpus, usable=count_cores(), total=count_machine_cores()):
             print(note, flush=True)
         command = make_ray_command(given, folder=folder, address=address)
         environment = remove_scheduler_variables(os.environ) | NO_USAGE_STATS

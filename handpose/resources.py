@@ -44,7 +44,12 @@ def count_cores(root: Path = _ROOT) -> int:
         root: the folder that contains `proc` and `sys`.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else math.inf
-    return max(1, int(min(os.cpu_count() or 1, affinity, _read_cpu_quota(root))))
+    return max(1, int(min(count_machine_cores(), affinity, _read_cpu_quota(root))))
+
+
+def count_machine_cores() -> int:
+    """Count the cores of the machine, whether this process may use them or not."""
+    return os.cpu_count() or 1
 
 
 def measure_memory(root: Path = _ROOT) -> Memory:

@@ -91,22 +91,22 @@ def head(monkeypatch):
         yield listening
 
 
-def watch(head, *, then, is_ending=False):
-    """Whether a head is given up; then: what happens to it, once it has been heard."""
+def watch(head, *, then, is_ending=False, patience_s=0.5):
+    """Whether a head is given up within a time; then: what happens to it, once it has been heard."""
     lost, is_over = threading.Event(), threading.Event()
     address = head.getsockname()
     thread = threading.Thread(target=_poll_head, args=(address, lost.set, is_over, lambda: is_ending))
     thread.start()
     head.accept()[0].close()
     then(head)
-    lost.wait(timeout=0.5)
+    lost.wait(timeout=patience_s)
     is_over.set()
     thread.join()
     return lost.is_set()
 
 
 def test_a_head_that_answers_no_more_is_given_up(head):
-    assert watch(head, then=lambda head: head.close())
+    assert watch(head, then=lambda head: head.close(), patience_s=30.0)
 
 
 def test_a_sweep_that_was_told_to_end_gives_a_head_up_sooner(head, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_sweep_that_was_told_to_end_gives_a_head_up_sooner(head, monkeypatch):
     monkeypatch.setattr(module, "_HEAD_TIMEOUT_S", 30.0)
     monkeypatch.setattr(module, "_ENDING_TIMEOUT_S", 0.1)
     assert not watch(head, then=lambda head: None, is_ending=True)
-    assert watch(head, then=lambda head: head.close(), is_ending=True)
+    assert watch(head, then=lambda head: head.close(), is_ending=True, patience_s=30.0)
 
 
 def test_a_silent_head_is_waited_for_unless_the_sweep_was_told_to_end(head, monkeypatch):
