@@ -223,17 +223,22 @@ class SweepController:
         return TrialSegment(number, segment, dict(trial.row.params), epoch, held, *where)
 
     def _adopt_checkpoints(self, number: int) -> None:
-        """Adopt checkpoints that the trial's last segment saved but could not report.
+        """Adopt checkpoints that the trial has saved but could not report.
 
         A checkpoint is reported together with the next epoch, so it can be lost if the segment ends before. Only
-        checkpoints of epochs that have been reported are adopted.
+        checkpoints of epochs that have been reported are adopted. No event records an adoption, so that a resumed sweep
+        adopts them again, from all segments since the trial began or copied another one.
         """
         trial, retention = self.history.trials[number], self.history.retention
         newest_epoch = max((checkpoint.epoch for checkpoint in retention.list_checkpoints(number)), default=0)
         if newest_epoch < trial.row.epochs:
             reported = range(newest_epoch + 1, trial.row.epochs + 1)
-            for checkpoint in self.history.files.find_unreported(number, trial.num_segments, reported):
-                retention.add(number, checkpoint)
+            found: dict[int, CheckpointRecord] = {}
+            for segment in range(trial.first_own_segment, trial.num_segments + 1):
+                unreported = self.history.files.find_unreported(number, segment, reported)
+                found |= {checkpoint.epoch: checkpoint for checkpoint in unreported}
+            for epoch in sorted(found):
+                retention.add(number, found[epoch])
 
     def _copy_source_checkpoint(self, number: int, source: int) -> CheckpointRecord | None:
         """Copy the newest checkpoint of another trial, because that trial trains on and removes its old checkpoints."""

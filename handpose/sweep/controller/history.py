@@ -117,6 +117,8 @@ class TrialHistory:
         values: epoch -> value of the sweep's metric, for epochs trained with the proposed parameters.
         best_value: best value of the metric so far; NaN before the first report.
         num_segments: number of segments started so far.
+        first_own_segment: the first segment whose weights the trial goes on with: 1, or in a population the last one
+            that began with the weights of another trial.
         num_failures: number of failures that count towards `max_retries`.
         retry_at: when it may be retried, in seconds of the sweep's own time.
         gpus: GPUs that it holds; None: as many as other trials.
@@ -129,6 +131,7 @@ class TrialHistory:
     values: dict[int, float] = field(default_factory=dict)
     best_value: float = math.nan
     num_segments: int = 0
+    first_own_segment: int = 1
     num_failures: int = 0
     retry_at: float = 0.0
     gpus: float | None = None
@@ -481,7 +484,7 @@ class History:
             self._scheduler.on_trial_resume(SegmentStart(event.trial, event.source, event.params))
         if event.checkpoint is not None:
             self.retention.add(event.trial, event.checkpoint)
-            trial.row.epochs = event.epoch
+            trial.row.epochs, trial.first_own_segment = event.epoch, event.segment
         if event.params is not None and not is_same(event.params, trial.row.params):
             # Population based training: values from now on belong to other parameters than the searcher proposed.
             trial.row.params, trial.row.command, trial.is_perturbed = event.params, "", True

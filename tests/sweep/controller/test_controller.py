@@ -140,6 +140,14 @@ def test_a_checkpoint_that_was_written_but_not_told_is_gone_on_from(simulate, th
 
 
 @pytest.mark.parametrize("then", [restart_sweep, fail_segment])
+def test_it_is_gone_on_from_again_if_the_next_segment_ends_before_it_reports(simulate, then):
+    swept = report_twice(simulate, then=then)
+    assert get_resumed_epoch(swept) == 2
+    restart_sweep(swept)
+    assert get_resumed_epoch(swept) == 2
+
+
+@pytest.mark.parametrize("then", [restart_sweep, fail_segment])
 def test_where_it_was_not_written_the_one_before_is_gone_on_from_and_the_epoch_is_told_once(simulate, then):
     def lose_and(swept):
         (swept.settings.path / swept.untold[0].file).unlink()
