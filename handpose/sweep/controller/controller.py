@@ -237,8 +237,8 @@ class SweepController:
             for segment in range(trial.first_own_segment, trial.num_segments + 1):
                 unreported = self.history.files.find_unreported(number, segment, reported)
                 found |= {checkpoint.epoch: checkpoint for checkpoint in unreported}
-            for epoch in sorted(found):
-                retention.add(number, found[epoch])
+            if found:  # only the newest, so that retention keeps the newest one that an event names
+                retention.add(number, found[max(found)])
 
     def _copy_source_checkpoint(self, number: int, source: int) -> CheckpointRecord | None:
         """Copy the newest checkpoint of another trial, because that trial trains on and removes its old checkpoints."""
