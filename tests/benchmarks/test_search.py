@@ -70,6 +70,14 @@ def test_slots_that_are_idle_are_paid_for():
     assert simulate(Planned([("a", 1.0)]), num_slots=4).costs == {100: 4 * 3.5, 400: 4 * 4.5}
 
 
+def test_the_oracle_trains_the_best_configuration_once():
+    world = World()
+    world.best_params = {"level": 1.0}
+    found = simulate(search.METHODS["oracle"](None, world), num_slots=16)
+    assert found.costs == {100: 16 * 3.5, 400: 16 * 4.5}
+    assert found.num_trials == 1
+
+
 def test_a_target_that_is_not_reached_is_infinite_and_counts_as_the_whole_search():
     found = simulate(Planned([("a", 1.5)] + [(number, 3.0) for number in range(20)]), max_trainings=10)
     assert found.costs == {100: 4.5, 400: math.inf}
