@@ -7,7 +7,7 @@ the limit includes everything: data, preflight, trials, confirmation, retraining
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
@@ -84,19 +84,24 @@ class BudgetSettings:
 
     def describe(self) -> str:
         """Return the overrides that give this budget, for messages."""
-        values = {"minutes": self.minutes, "hours": self.hours, "gpu_hours": self.gpu_hours}
-        given = [f"budget.{name}={value:g}" for name, value in values.items() if isinstance(value, (int, float))]
-        return " ".join([*given, *([] if self.finish_by is None else [f"budget.finish_by={self.finish_by}"])])
+        return self._format_overrides("{:g}".format, str)
 
     def describe_larger(self) -> str:
         """Return overrides that give a budget of twice the size, for messages."""
-        values = {"minutes": self.minutes, "hours": self.hours, "gpu_hours": self.gpu_hours}
-        larger = [f"budget.{name}={2 * value:g}" for name, value in values.items() if isinstance(value, (int, float))]
-        return " ".join([*larger, *([] if self.finish_by is None else ["budget.finish_by=LATER"])])
+        return self._format_overrides(lambda amount: f"{2 * amount:g}", lambda finish_by: "LATER")
 
     def describe_removal(self) -> str:
         """Return the overrides that remove this budget, for messages."""
-        return " ".join(f"{item.partition('=')[0]}=null" for item in self.describe().split())
+        return self._format_overrides(lambda amount: "null", lambda finish_by: "null")
+
+    def _format_overrides(self, format_amount: Callable[[float], str], format_moment: Callable[[str], str]) -> str:
+        values = {"minutes": self.minutes, "hours": self.hours, "gpu_hours": self.gpu_hours}
+        given = [
+            f"budget.{name}={format_amount(value)}" for name, value in values.items() if isinstance(value, (int, float))
+        ]
+        if self.finish_by is not None:
+            given.append(f"budget.finish_by={format_moment(self.finish_by)}")
+        return " ".join(given)
 
 
 def add_offset(finish_by: str) -> str:

@@ -93,6 +93,11 @@ def test_a_larger_budget_has_twice_the_size():
     assert make_budget(finish_by="2030-05-06T07:08").describe_larger() == "budget.finish_by=LATER"
 
 
+def test_the_removal_of_a_budget_names_each_key_once():
+    removal = make_budget(minutes=5, finish_by="2030-05-06 07:08+02:00").describe_removal()
+    assert removal == "budget.minutes=null budget.finish_by=null"
+
+
 def test_without_a_limit_any_time_is_left():
     deadline = Deadline(make_budget(), environment={"SLURM_JOB_END_TIME": "1"})
     assert not deadline.is_limited
