@@ -151,13 +151,9 @@ class RayNodes:
             if self._has_ended(host) and host not in self._gone:
                 self._gone[host] = time.monotonic()
                 lines = self._read_last_lines(host)
-                log_line(
-                    f"the Ray node on {host} has ended with status {self._processes[host].returncode}; the end of its "
-                    f"log {self._get_log(host)}:"
-                    if lines
-                    else f"the Ray node on {host} has ended with status {self._processes[host].returncode} before it "
-                    "wrote a log; the reason is above"
-                )
+                ended = f"the Ray node on {host} has ended with status {self._processes[host].returncode}"
+                has_log = f"; the end of its log {self._get_log(host)}:"
+                log_line(ended + (has_log if lines else " before it wrote a log; the reason is above"))
                 for line in lines:
                     log_line(f"  {host}: {line}")
 
