@@ -1,7 +1,6 @@
 """What a resumed sweep may still use of its budget, which may have changed since it was interrupted or finished."""
 
 import math
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +9,9 @@ from handpose.config import instantiate_key, override_key
 from handpose.errors import UserError
 from handpose.program import list_task_overrides
 from handpose.report.trial_table import TrialTable
-from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.budget.planning import KEYS, Work
-from handpose.sweep.budget.stages import REPORT_S, estimate_trial_epoch, get_asked_confirmation
-from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.budget.stages import REPORT_S, estimate_slots, estimate_trial_epoch, get_asked_confirmation
+from handpose.sweep.controller.history import rebuild_history
 from handpose.sweep.driver.resume import change_task, read_recorded_budget
 from handpose.sweep.plan import SweepPlan
 from handpose.sweep.record.events import EVENTS_FILE, Event, SweepClosed, read_events
@@ -29,7 +27,7 @@ def limit_resumed_plan(plan: SweepPlan) -> SweepPlan:
     """Return the plan of a resumed sweep, whose trials may take what is left of its budget now.
 
     Trials that have finished, or have used up their part of the budget, are continued only if the budget has become
-    larger or more trials are asked for. With a larger budget there are more trials, and the confirmation is planned
+    larger or more trials are requested. With a larger budget there are more trials, and the confirmation is planned
     again; what has been confirmed already is kept. Without a budget, the amounts that the user configured apply.
 
     Raises:
@@ -57,7 +55,9 @@ def limit_resumed_plan(plan: SweepPlan) -> SweepPlan:
 def _limit_trials(plan: SweepPlan, events: list[Event], *, is_larger: bool, wants_more: bool) -> SweepPlan:
     clock, at = plan.clock, events[-1].at
     decisions, left = clock.decisions, Work(clock.deadline.left_s, clock.gpu_s)
-    table = _read_table(plan, events)
+    history = rebuild_history(plan.sweep, events)
+    table = history.table
+    table.gpu_hours = history.count_gpu_hours(at)
     reserve = Work(decisions.reserved_s, decisions.reserved_gpu_s)
     if is_larger or _TIME_KEY not in decisions.planned_keys:
         reserve = _estimate_reserve(plan, table, at=at, left=left) or reserve
@@ -98,7 +98,7 @@ def _estimate_reserve(plan: SweepPlan, table: TrialTable, *, at: float, left: Wo
         return None
     top_k, seeds = get_asked_confirmation(sweep, plan.clock.decisions)
     num_runs = (top_k + 1) * seeds if top_k else 0
-    num_slots = max(1, round(sum(row.seconds for row in table.rows.values()) / max(at, 1.0)))
+    num_slots = max(1, estimate_slots(table, at))
     confirmation_s = math.ceil(num_runs / num_slots) * sweep.max_epochs * epoch.wall_s
     retraining = epoch.scale(sweep.workers_per_trial * plan.schedule_epochs)
     needed = Work(confirmation_s, num_runs * sweep.max_epochs * epoch.gpu_s) + retraining + Work(REPORT_S, 0.0)
@@ -115,14 +115,6 @@ def _remove_limits(plan: SweepPlan) -> SweepPlan:
     plan = _change_settings(plan, values)
     top_k, seeds = get_asked_confirmation(plan.sweep, decisions)
     return replace(plan, sweep=replace(plan.sweep, confirm=replace(plan.sweep.confirm, top_k=top_k, seeds=seeds)))
-
-
-def _read_table(plan: SweepPlan, events: Collection[Event]) -> TrialTable:
-    history = History(plan.sweep, scheduler=Fifo(), table=make_empty_table(plan.sweep))
-    for event in events:
-        history.apply(event)
-    history.table.gpu_hours = history.count_gpu_hours(history.at)
-    return history.table
 
 
 def _is_larger(before: BudgetSettings | None, now: BudgetSettings) -> bool:

@@ -89,7 +89,7 @@ def plan_confirmation(
             left,
             asked,
             run=epoch.scale(sweep.max_epochs),
-            num_slots=max(table.num_slots, _estimate_slots(table, clock)),
+            num_slots=max(table.num_slots, estimate_slots(table, clock.seconds.get("trials", math.inf))),
             retraining=epoch.scale(sweep.workers_per_trial * schedule_epochs),
             given=given,
         )
@@ -116,9 +116,14 @@ def get_asked_confirmation(sweep: SweepSettings, decisions: Decisions) -> tuple[
     return confirm.top_k if top_k is None else top_k, confirm.seeds if seeds is None else seeds
 
 
-def _estimate_slots(table: TrialTable, clock: BudgetClock) -> int:
-    """Estimate how many trials ran at a time. A sweep that has been read from its files does not know its slots."""
-    return round(sum(row.seconds for row in table.rows.values()) / max(clock.seconds.get("trials", math.inf), 1.0))
+def estimate_slots(table: TrialTable, elapsed_s: float) -> int:
+    """Estimate how many trials ran at a time. A sweep that has been read from its files does not know its slots.
+
+    Args:
+        table: the trials.
+        elapsed_s: seconds that the sweep took for them.
+    """
+    return round(sum(row.seconds for row in table.rows.values()) / max(elapsed_s, 1.0))
 
 
 def find_retraining_end(table: TrialTable, clock: BudgetClock, num_gpus: int) -> float:

@@ -14,7 +14,7 @@ from handpose.plain_values import is_same
 from handpose.report.reasons import format_close_reason, format_reason
 from handpose.report.trial_table import TrialRow, TrialState, TrialTable, make_second_objectives
 from handpose.schedulers.reason import Reason
-from handpose.schedulers.scheduler import Scheduler, SegmentStart
+from handpose.schedulers.scheduler import Fifo, Scheduler, SegmentStart
 from handpose.search.space import Params
 from handpose.sweep.controller.node_quarantine import NodeHealth
 from handpose.sweep.controller.slots import NodeCapacity
@@ -155,6 +155,14 @@ def make_empty_table(settings: SweepSettings) -> TrialTable:
     table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
     table.gpu_hours_budget = math.inf if settings.gpu_hours is None else settings.gpu_hours
     return table
+
+
+def rebuild_history(settings: SweepSettings, events: Iterable[Event]) -> "History":
+    """Return the state of a sweep after its events. Past decisions are taken as recorded, and not made again."""
+    history = History(settings, scheduler=Fifo(), table=make_empty_table(settings))
+    for event in events:
+        history.apply(event)
+    return history
 
 
 class History:

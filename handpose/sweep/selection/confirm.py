@@ -26,7 +26,7 @@ from handpose.schedulers.scheduler import Fifo
 from handpose.search.searcher import Searcher
 from handpose.search.space import Params, Space
 from handpose.sweep.budget.stages import ConfirmationBudget
-from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.controller.history import rebuild_history
 from handpose.sweep.driver.run import SweepRun, read_process_mb, run_sweep
 from handpose.sweep.record.events import EVENTS_FILE, Event, SweepOpened, TrialSuggested, read_events
 from handpose.sweep.record.settings import ConfirmSettings, RaySettings, SweepSettings
@@ -248,9 +248,7 @@ def _limit_settings(
     """Return the settings with the limits of the budget, which are counted from now on, after what was used before."""
     if budget is None:
         return settings
-    history = History(settings, scheduler=Fifo(), table=make_empty_table(settings))
-    for event in events:
-        history.apply(event)
+    history = rebuild_history(settings, events)
     gpu_hours = None if budget.gpu_hours is None else history.count_gpu_hours(history.at) + budget.gpu_hours
     return replace(settings, time_budget_s=history.at + max(budget.time_s, 1.0), gpu_hours=gpu_hours)
 
