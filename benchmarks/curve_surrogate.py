@@ -2,7 +2,7 @@
 
     python benchmarks/curve_surrogate.py default full photographs
 
-prints how well it predicts trainings that it has not seen. benchmarks/search.py compares search methods on it, as YAHPO
+prints how well it predicts trainings that were held out. benchmarks/search.py compares search methods on it, as YAHPO
 Gym (Pfisterer et al. 2022, arXiv:2109.03670) and JAHS-Bench-201 (Bansal et al. 2022) do with theirs: a search takes
 minutes, every method sees the same function, and its optimum is known.
 

@@ -1,6 +1,6 @@
 """Search methods behind one interface, for benchmarks/search.py: ours, and those of other packages through their own.
 
-A method is asked for the trial that a free slot runs next, and informed of each epoch. What the packages decide
+A method chooses the trial that a free slot runs next, and gets the loss of each epoch. What the packages decide
 themselves (which trial starts, pauses, resumes or stops) is left to them.
 """
 

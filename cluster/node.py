@@ -98,7 +98,7 @@ def explain_core_limit(host: str, *, cpus: int | None, usable: int, total: int) 
 
     Args:
         host: the scheduler's name of this machine.
-        cpus: cores of each machine that the user has asked for; None: whole machines.
+        cpus: cores of each machine that the user requested; None: whole machines.
         usable: cores that this process may use.
         total: cores of this machine.
     """

@@ -39,7 +39,7 @@ def test_sigterm_ends_a_program_with_one_line_like_ctrl_c(capsys):
 
 
 def save_after_sigterm(saved):
-    """A program that saves when it is told to end, and is told again meanwhile."""
+    """A program that saves after a SIGTERM, and gets another one meanwhile."""
     with exit_on_user_error():
         try:
             signal.raise_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The story of a trial: who proposed it, what was decided about it, when, where and why. It is told from the events."""
+"""The story of a trial, from the events: who proposed it, what was decided about it, when, where and why."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

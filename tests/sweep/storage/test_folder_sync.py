@@ -252,7 +252,7 @@ def test_two_processes_do_not_run_one_sweep(simulate, monkeypatch):
 
 
 class SlowStore(ObjectStore):
-    """A store in which an upload waits until it is told to go on."""
+    """A store in which an upload waits until the test lets it continue."""
 
     def __init__(self, url):
         super().__init__(url)
