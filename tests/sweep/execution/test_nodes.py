@@ -109,12 +109,12 @@ def test_a_head_that_answers_no_more_is_given_up(head):
     assert watch(head, then=lambda head: head.close(), patience_s=30.0)
 
 
-def test_a_sweep_that_was_told_to_end_gives_a_head_up_sooner(head, monkeypatch):
-    """scancel tells Ray to end, too, and leaves all of them half a minute."""
+@pytest.mark.parametrize(("then", "is_given_up"), [(lambda head: None, False), (lambda head: head.close(), True)])
+def test_a_sweep_that_is_ending_gives_a_silent_head_up_sooner(head, monkeypatch, then, is_given_up):
+    """scancel ends Ray, too, and leaves all of them half a minute."""
     monkeypatch.setattr(module, "_HEAD_TIMEOUT_S", 30.0)
     monkeypatch.setattr(module, "_ENDING_TIMEOUT_S", 0.1)
-    assert not watch(head, then=lambda head: None, is_ending=True)
-    assert watch(head, then=lambda head: head.close(), is_ending=True, patience_s=30.0)
+    assert watch(head, then=then, is_ending=True, patience_s=10.0 if is_given_up else 0.5) == is_given_up
 
 
 def test_a_silent_head_is_waited_for_unless_the_sweep_was_told_to_end(head, monkeypatch):
