@@ -21,7 +21,7 @@ import argparse
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,14 +31,14 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.record_curves import CURVES, read_trainings  # noqa: E402
-from handpose.search.space import Params  # noqa: E402
+from benchmarks.record_curves import CURVES, RECORDINGS, read_trainings  # noqa: E402
+from handpose.search.encoding import ParamsEncoder  # noqa: E402
+from handpose.search.space import Params, Space, load_space  # noqa: E402
 
 LOSS = "val/pa_mpjpe_mm"
 _NUM_FOLDS = 5
 _EXPLAINED = 0.999
 _MAX_COMPONENTS = 6
-_MIN_RATIO_OF_LOG = 20.0
 
 
 class RecordedCurve(NamedTuple):
@@ -67,58 +67,19 @@ def read_curves(file: Path, metric: str = LOSS) -> list[RecordedCurve]:
     return curves
 
 
-class ParamsEncoder:
-    """Maps parameters to a vector: numbers to 0 to 1, choices to indicators, missing ones to 0.5 and an indicator.
-
-    Args:
-        params: the recorded configurations, which give ranges and choices.
-    """
-
-    def __init__(self, params: Sequence[Params]) -> None:
-        self._columns: list[tuple[str, Any]] = []
-        for key in sorted({key for each in params for key in each}):
-            values = [each[key] for each in params if key in each]
-            if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-                low, high = min(values), max(values)
-                is_log = low > 0 and high / low >= _MIN_RATIO_OF_LOG
-                self._columns.append((key, (is_log, *_scale(np.array([low, high], float), is_log))))
-            else:
-                self._columns += [(key, each) for each in sorted(set(values), key=str)]
-            if len(values) < len(params):
-                self._columns.append((key, None))
-
-    def encode(self, params: Sequence[Params]) -> np.ndarray:
-        """Return the vectors, one row for each configuration."""
-        return np.array([[_encode_value(each, key, kind) for key, kind in self._columns] for each in params])
-
-
-def _scale(values: np.ndarray, is_log: bool) -> np.ndarray:
-    return np.log(values) if is_log else values
-
-
-def _encode_value(params: Mapping[str, Any], key: str, kind: Any) -> float:
-    if kind is None:
-        return float(key in params)
-    if not isinstance(kind, tuple):
-        return float(params[key] == kind) if key in params else 0.5
-    if key not in params:
-        return 0.5
-    is_log, low, high = kind
-    return float((_scale(np.array(float(params[key])), is_log) - low) / max(high - low, 1e-12))
-
-
 class CurveSurrogate:
     """Predicts the learning curve of any configuration, and draws curves with the differences between seeds.
 
     Args:
         curves: recorded trainings, some of them repetitions with other seeds.
+        space: the search space they were drawn from.
         seed: the seed of the fit.
     """
 
-    def __init__(self, curves: Sequence[RecordedCurve], *, seed: int = 0) -> None:
+    def __init__(self, curves: Sequence[RecordedCurve], space: Space, *, seed: int = 0) -> None:
         self.num_epochs = max(len(curve.losses) for curve in curves)
         self._seed = seed
-        self.encoder = ParamsEncoder([curve.params for curve in curves])
+        self.encoder = ParamsEncoder(space)
         self._all = self.encoder.encode([curve.params for curve in curves])
         self._lengths = np.array([len(curve.losses) for curve in curves])
         complete = [curve for curve in curves if len(curve.losses) == self.num_epochs]
@@ -212,16 +173,18 @@ class Quality(NamedTuple):
     spread: float
 
 
-def measure_quality(curves: Sequence[RecordedCurve]) -> Quality:
+def measure_quality(curves: Sequence[RecordedCurve], space: Space) -> Quality:
     """Predict the configurations of each fold from the others. Repetitions of a configuration are in the same fold."""
     from scipy.stats import spearmanr
 
     num_epochs = max(len(curve.losses) for curve in curves)
     complete = [curve for curve in curves if len(curve.losses) == num_epochs]
+    # Not by the number modulo five: every twentieth configuration is repeated, so all would be in one fold.
+    folds = {number: place % _NUM_FOLDS for place, number in enumerate(_shuffle({curve.number for curve in curves}))}
     predicted, seen = [], []
     for fold in range(_NUM_FOLDS):
-        surrogate = CurveSurrogate([curve for curve in curves if curve.number % _NUM_FOLDS != fold])
-        held_out = [curve for curve in complete if curve.number % _NUM_FOLDS == fold]
+        surrogate = CurveSurrogate([curve for curve in curves if folds[curve.number] != fold], space)
+        held_out = [curve for curve in complete if folds[curve.number] == fold]
         finite = np.where(np.isfinite(found := surrogate.predict([curve.params for curve in held_out])), found, 1e9)
         predicted.append(finite)
         seen.append(np.array([curve.losses for curve in held_out]))
@@ -241,13 +204,17 @@ def measure_quality(curves: Sequence[RecordedCurve]) -> Quality:
     )
 
 
+def _shuffle(numbers: Collection[int]) -> list[int]:
+    return [int(number) for number in np.random.default_rng(0).permutation(sorted(numbers))]
+
+
 def main() -> None:
     """Print how good the surrogate of each file is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", help="names of the recordings, such as default")
     given = parser.parse_args()
     for name in given.names:
-        found = measure_quality(read_curves(CURVES / f"{name}.jsonl"))
+        found = measure_quality(read_curves(CURVES / f"{name}.jsonl"), load_space(RECORDINGS[name].space))
         ranks = "  ".join(f"epoch {epoch}: {rank:.3f}" for epoch, rank in found.rank_correlations.items())
         print(
             f"{name:12} {found.num_configs} configurations, {found.num_diverged} diverged;  rank correlation {ranks};  "

@@ -44,7 +44,7 @@ from benchmarks.asha_modes import compute_mean  # noqa: E402
 from benchmarks.curve_surrogate import CurveSurrogate, read_curves  # noqa: E402
 from benchmarks.record_curves import CURVES, RECORDINGS  # noqa: E402
 from benchmarks.result_files import write_results  # noqa: E402
-from benchmarks.search_methods import METHODS, Method, Task  # noqa: E402
+from benchmarks.search_methods import METHODS, Method, OurMethod, Task  # noqa: E402
 from handpose.resources import count_cores  # noqa: E402
 from handpose.search.points import draw_trial  # noqa: E402
 from handpose.search.space import Params, Space, load_space  # noqa: E402
@@ -74,7 +74,7 @@ class World:
         recording = RECORDINGS[name]
         self.name, self.overrides = name, tuple(recording.overrides)
         self.space: Space = load_space(recording.space)
-        self.surrogate = CurveSurrogate(read_curves(CURVES / f"{name}.jsonl"))
+        self.surrogate = CurveSurrogate(read_curves(CURVES / f"{name}.jsonl"), self.space)
         sampler = RandomSampler(seed=0)
         drawn = [draw_trial(self.space, sampler)[1] for _ in range(_NUM_REFERENCE)]
         last = np.concatenate([self.surrogate.predict(drawn[k : k + 1000])[:, -1] for k in range(0, len(drawn), 1000)])
@@ -118,6 +118,7 @@ def simulate(
     num_free = num_slots
     while clock < limit_s:
         while num_free:
+            _set_time(method, clock)
             began = time.perf_counter()
             found = method.next_trial()
             spent_s, num_calls = spent_s + time.perf_counter() - began, num_calls + 1
@@ -142,6 +143,7 @@ def simulate(
                 costs[target] = clock * num_slots
         if math.isfinite(loss):
             pick = max(pick, (trial.epochs, -loss, math.log(trial.means[-1] / world.best)))
+        _set_time(method, clock)
         began = time.perf_counter()
         decision = method.report(name, trial.epochs, float(loss))
         spent_s, num_calls = spent_s + time.perf_counter() - began, num_calls + 1
@@ -154,6 +156,11 @@ def simulate(
     for budget in budgets:
         regrets.setdefault(budget, pick[2])
     return Course(costs, regrets, len(trials), spent_s / max(num_calls, 1))
+
+
+def _set_time(method: Method, clock: float) -> None:
+    if isinstance(method, OurMethod):  # the others do not ask for the time
+        method.now = clock
 
 
 class _Trial:

@@ -18,6 +18,7 @@ from handpose.search.space import Params, Space, flatten_config
 
 Decision = Literal["continue", "pause", "stop"]
 
+_ENDLESS = "sweep.num_trials=100000"
 _MEMORY = Path("/dev/shm")
 """A folder in memory: the study is a file that is synchronised after every report."""
 
@@ -59,6 +60,9 @@ class OurMethod:
     Args:
         task: what is searched.
         choices: overrides that select them.
+
+    Attributes:
+        now: seconds on the simulated clock, to be set before each call.
     """
 
     def __init__(self, task: Task, *choices: str) -> None:
@@ -66,7 +70,8 @@ class OurMethod:
 
         from handpose.schema import bind_arguments
 
-        config = compose("tune", [*task.overrides, *choices, f"sweep.max_epochs={task.max_epochs}"])
+        config = compose("tune", [*task.overrides, *choices, f"sweep.max_epochs={task.max_epochs}", _ENDLESS])
+        self.now = 0.0
         self._max_epochs = task.max_epochs
         self._folder = tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None)
         common = {"space": task.space, "max_epochs": task.max_epochs, "seed": task.seed}
@@ -84,6 +89,7 @@ class OurMethod:
         self._snapshots: dict[int, TrialSnapshot] = {}
 
     def next_trial(self) -> tuple[int, Params | None] | None:
+        self._scheduler.now = self.now
         start = self._scheduler.choose_trial_to_resume(can_start_trial=True)
         if start is not None:
             self._scheduler.on_trial_resume(start)
@@ -104,6 +110,7 @@ class OurMethod:
             self._scheduler.on_trial_end(trial)
             self._update(trial, values=values, state="diverged")
             return "stop"
+        self._scheduler.now = self.now
         decision = self._scheduler.on_trial_result(trial, epoch, loss)
         if epoch >= self._max_epochs:
             self._update(trial, values=values, state="complete")

@@ -109,6 +109,19 @@ def _format_population(reason: Reason, metric: str, outcome: str, epoch: int) ->
     return f"{text}, and {worst} a better trial{remark}"
 
 
+def _format_worth(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
+    assert reason.value is not None
+    assert reason.num_compared is not None
+    text = f"epoch {epoch}: expected to end at {format_metric(metric, reason.value)}"
+    others = reason.num_compared - 1
+    if not others:
+        return f"{text}; nothing else is left to train"
+    num_better = (reason.rank or 1) - 1
+    what = "trials, frozen or new," if others > 1 else "trial, frozen or new,"
+    verb = "is" if num_better == 1 else "are"
+    return f"{text}; {num_better} of {others} other {what} {verb} worth more per second of training"
+
+
 def _format_turn(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
     return "its turn in the population" if outcome == "resume" else "the turn of another trial of the population"
 
@@ -179,6 +192,7 @@ _FORMATTERS: dict[str, tuple[_Formatter, tuple[str, ...]]] = {
     "last_rung": (_format_last_rung, ("value",)),
     "median": (_format_median, ("value", "cutoff", "num_compared")),
     "population": (_format_population, ("value", "rank", "num_compared", "num_passing")),
+    "worth": (_format_worth, ("value", "rank", "num_compared")),
     "turn": (_format_turn, ()),
     "max_epochs": (_format_last_epoch, ("cutoff",)),
     "not_finite": (_format_not_finite, ()),

@@ -1,8 +1,8 @@
 """The protocol of schedulers, which configs/scheduler selects, and the FIFO scheduler.
 
 A scheduler is notified of everything that happens in a sweep, in order, and its decisions depend on nothing else: no
-clock, and no random generator that others draw from. So a killed sweep is resumed by notifying a new scheduler of the
-same events. Schedulers do not depend on Ray.
+clock but the time of the event, and no random generator that others draw from. So a killed sweep is resumed by
+notifying a new scheduler of the same events. Schedulers do not depend on Ray.
 """
 
 from typing import Literal, NamedTuple, Protocol, TypeAlias
@@ -40,8 +40,12 @@ class Scheduler(Protocol):
         selects_only_at_rungs: trials stop or pause only at an epoch in `rungs`, and only because of a comparison with
             the trials that reached the same rung. The report then shows these epochs, and takes the trials at the first
             of them for a sample that nobody has selected from.
+        repeats_decisions: the same events give the same decisions on every machine, so that a resumed sweep makes its
+            past decisions again to check its events. False if they depend on rounding, as those of a fitted model do:
+            then the scheduler is given its past decisions (`on_past_result`).
         reason: why `on_trial_result` decides as it does. The sweep sets it to None before each call and stores what the
             call has set it to; None if nothing was compared. No decision depends on it.
+        now: time of the event, in seconds of the sweep's own time. The sweep sets it before each call.
     """
 
     rungs: tuple[int, ...]
@@ -49,7 +53,9 @@ class Scheduler(Protocol):
     supports_two_objectives: bool
     perturbs_params: bool
     selects_only_at_rungs: bool
+    repeats_decisions: bool
     reason: Reason | None
+    now: float
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Handle the start of a new trial.
@@ -76,6 +82,18 @@ class Scheduler(Protocol):
             trial: the number of the trial.
             epoch: the reported epoch, counted from 1. The epochs of a trial ascend and may have gaps.
             loss: the reported loss, which is finite; smaller is better.
+        """
+
+    def on_past_result(self, trial: int, epoch: int, loss: float, decision: SchedulerDecision) -> None:
+        """Handle a report whose decision was made before the sweep was resumed.
+
+        Called instead of `on_trial_result` if the scheduler does not repeat its decisions.
+
+        Args:
+            trial: the number of the trial.
+            epoch: the reported epoch.
+            loss: the reported loss.
+            decision: the decision that was made.
         """
 
     def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
@@ -109,7 +127,9 @@ class Fifo:
     supports_two_objectives = True
     perturbs_params = False
     selects_only_at_rungs = True
+    repeats_decisions = True
     reason: Reason | None = None
+    now = 0.0
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Do nothing."""
@@ -120,6 +140,9 @@ class Fifo:
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
         """Continue always."""
         return "continue"
+
+    def on_past_result(self, trial: int, epoch: int, loss: float, decision: SchedulerDecision) -> None:
+        """Do nothing."""
 
     def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
         """Return None, because no trial pauses."""

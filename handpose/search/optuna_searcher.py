@@ -17,6 +17,7 @@ would have proposed without the interruption.
 """
 
 import contextlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.errors import UserError, join_lines
 from handpose.plain_values import is_same, to_json_text
+from handpose.search.candidates import CandidatePool
+from handpose.search.curve_sampler import CurveSampler
 from handpose.search.distributions import count_values, parse_label
 from handpose.search.points import (
     FinitePoints,
@@ -48,6 +51,7 @@ from handpose.search.space import Params, Space, count_grid_points
 from handpose.search.study import (
     ORIGIN_ATTRIBUTE,
     PARAMS_ATTRIBUTE,
+    SECONDS_ATTRIBUTE,
     close_storage,
     compute_excess,
     create_study,
@@ -145,6 +149,8 @@ class OptunaSearcher(Searcher):
         self.constraints = parse_limits(constraints or {})
         self._space, self._name, self._seed, self._second_objective = space, name, seed, second_objective
         self._make_sampler = _resolve_sampler(sampler, num_objectives=1 if second_objective is None else 2)
+        if self._make_sampler is not None:
+            self._make_sampler = _bind_search(self._make_sampler, pool=CandidatePool(space), max_epochs=max_epochs)
         sampler_kind = self._check_sampler(has_warm_start=bool(warm_start))
         # These two learn infeasibility from complete trials only, and a trial that is never trained is never complete.
         self._completes_infeasible = issubclass(sampler_kind, (GPSampler, BaseGASampler))
@@ -425,6 +431,9 @@ class OptunaSearcher(Searcher):
         for epoch, value in values.items():
             if epoch not in trial.intermediate_values:
                 self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+        if snapshot.seconds and values and snapshot.state != "running":
+            seconds = round(snapshot.seconds / max(values), 3)
+            self._storage.set_trial_user_attr(trial._trial_id, SECONDS_ATTRIBUTE, seconds)
         self._set_state(trial, *self._get_outcome(snapshot.state, values, costs))
 
     def _rebuild_trial(self, snapshot: TrialSnapshot) -> FrozenTrial:
@@ -514,6 +523,8 @@ def _describe_sampler(sampler: BaseSampler, view: SamplerView) -> str:
     Samplers that learn have the number of trials that they need as `_n_startup_trials` (Optuna 5.0). TPE counts
     complete and stopped trials, and so does CMA-ES with `consider_pruned_trials`; the others count complete trials.
     """
+    if isinstance(sampler, CurveSampler):
+        return sampler.explain_choice()
     name, num_needed = type(sampler).__name__, getattr(sampler, "_n_startup_trials", 0)
     if not num_needed:
         return name
@@ -543,6 +554,12 @@ def _resolve_sampler(
         return sampler
     together = num_objectives == 1
     return partial(sampler, multivariate=together, group=together and given.get("group", False))
+
+
+def _bind_search(make_sampler: Callable[..., BaseSampler], **available: Any) -> Callable[..., BaseSampler]:
+    """Bind what a sampler asks for by name; Optuna's own ask for none of it."""
+    asked = inspect.signature(make_sampler).parameters
+    return partial(make_sampler, **{name: value for name, value in available.items() if name in asked})
 
 
 def _make_sampler_error(error: Exception) -> UserError:

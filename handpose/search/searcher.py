@@ -19,6 +19,7 @@ class TrialSnapshot(NamedTuple):
         params: its parameters, as the searcher proposed them.
         values: epoch -> metric. A value of a diverged trial may be infinite or NaN.
         costs: the measured costs by name.
+        seconds: how long it has been trained in all, with the starts of its segments; 0 if it is not known.
     """
 
     number: int
@@ -26,6 +27,7 @@ class TrialSnapshot(NamedTuple):
     params: Params
     values: Mapping[int, float]
     costs: Mapping[str, float] = {}
+    seconds: float = 0.0
 
 
 class Searcher:

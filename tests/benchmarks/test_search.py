@@ -94,13 +94,7 @@ def test_regret_is_that_of_the_best_of_those_trained_longest():
 # --- surrogate --------------------------------------------------------------------------------------------------------
 
 
-def test_parameters_become_numbers_between_0_and_1_and_missing_ones_have_an_indicator():
-    encoder = curves.ParamsEncoder(
-        [{"lr": 1e-4, "kind": "a"}, {"lr": 1e-2, "kind": "b", "flat": 4}, {"lr": 1e-3, "kind": "a", "flat": 2}]
-    )
-    points = encoder.encode([{"lr": 1e-3, "kind": "b", "flat": 3}, {"lr": 1e-2, "kind": "a"}])
-    # flat, has flat, kind = a, kind = b, lr (over more than a factor of 20: logarithmic)
-    np.testing.assert_allclose(points, [[0.5, 1, 0, 1, 0.5], [0.5, 0, 1, 0, 1.0]])
+SPACE = "lr: tag(log, interval(1e-4, 1e-2))\nkind: choice(a, b)"
 
 
 def test_the_deviations_between_seeds_have_their_variance():
@@ -126,9 +120,9 @@ def make_curves(num, *, seed=0, noise=0.0):
     return made
 
 
-def test_unseen_configurations_are_predicted_and_noise_is_that_between_seeds():
+def test_unseen_configurations_are_predicted_and_noise_is_that_between_seeds(write_space):
     pytest.importorskip("sklearn")
-    surrogate = curves.CurveSurrogate(make_curves(60, noise=0.01))
+    surrogate = curves.CurveSurrogate(make_curves(60, noise=0.01), write_space(SPACE))
     unseen = make_curves(20, seed=1)
     predicted = surrogate.predict([curve.params for curve in unseen])
     np.testing.assert_allclose(predicted, [curve.losses for curve in unseen], rtol=0.05)
@@ -137,11 +131,20 @@ def test_unseen_configurations_are_predicted_and_noise_is_that_between_seeds():
     assert surrogate.noise == pytest.approx(0.01, rel=0.4)
 
 
-def test_a_configuration_near_one_that_diverged_diverges():
+def test_a_configuration_near_one_that_diverged_diverges(write_space):
     pytest.importorskip("sklearn")
     made = make_curves(40)
     diverged = curves.RecordedCurve(99, {"lr": 1.0, "kind": "a"}, [80.0, 90.0], 1.0)
-    surrogate = curves.CurveSurrogate([*made, diverged])
+    surrogate = curves.CurveSurrogate([*made, diverged], write_space(SPACE))
     near, far = surrogate.predict([{"lr": 0.9, "kind": "a"}, {"lr": 1e-3, "kind": "a"}])
     assert np.isfinite(near).tolist() == [True] * 2 + [False] * 7
     assert np.isfinite(far).all()
+
+
+def test_folds_hold_out_configurations_with_all_their_repetitions(write_space):
+    """And every fold leaves some that are repeated, whichever numbers those have."""
+    pytest.importorskip("sklearn")
+    quality = curves.measure_quality(make_curves(60, noise=0.01), write_space(SPACE))
+    assert quality.rank_correlations[9] > 0.95
+    assert quality.error < 0.05
+    assert quality.noise == pytest.approx(0.01, rel=0.4)

@@ -63,6 +63,23 @@ SENTENCES = [
         "pause",
         "epoch 3: PA-MPJPE 12.30 mm, rank 8 of 8 in the population, and the worst 2 copy a better trial",
     ),
+    (
+        Reason("worth", 12.3, rank=3, num_compared=41),
+        "pause",
+        "epoch 3: expected to end at PA-MPJPE 12.30 mm; 2 of 40 other trials, frozen or new, are worth more per second "
+        "of training",
+    ),
+    (
+        Reason("worth", 12.3, rank=2, num_compared=2),
+        "continue",
+        "epoch 3: expected to end at PA-MPJPE 12.30 mm; 1 of 1 other trial, frozen or new, is worth more per second of "
+        "training",
+    ),
+    (
+        Reason("worth", 12.3, rank=1, num_compared=1),
+        "resume",
+        "epoch 3: expected to end at PA-MPJPE 12.30 mm; nothing else is left to train",
+    ),
     (Reason("turn"), "pause", "the turn of another trial of the population"),
     (Reason("turn"), "resume", "its turn in the population"),
     (Reason("max_epochs", cutoff=27), "complete", "trained to sweep.max_epochs=27"),

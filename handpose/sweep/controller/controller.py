@@ -293,8 +293,8 @@ class SweepController:
         """
         trial = self.history.trials[number]
         if self._is_running(trial) and epoch > trial.row.epochs:
-            decision, reason = self.history.decide_after_report(number, epoch, metrics[self._settings.metric])
             at = self.elapsed_s()
+            decision, reason = self.history.decide_after_report(number, epoch, metrics[self._settings.metric], at=at)
             self._record_event(
                 EpochReported(at, number, epoch, dict(metrics), node, resumed_from, checkpoint, decision, note, reason)
             )
@@ -402,5 +402,10 @@ def _to_study_state(trial: TrialHistory) -> TrialState:
 def snapshot_trial(trial: TrialHistory) -> TrialSnapshot:
     """Make the snapshot of a trial that the searcher receives."""
     return TrialSnapshot(
-        trial.row.number, _to_study_state(trial), dict(trial.proposed), dict(trial.values), dict(trial.row.costs)
+        trial.row.number,
+        _to_study_state(trial),
+        dict(trial.proposed),
+        dict(trial.values),
+        dict(trial.row.costs),
+        trial.row.seconds,
     )

@@ -14,7 +14,7 @@ from handpose.plain_values import is_same
 from handpose.report.reasons import format_close_reason, format_reason
 from handpose.report.trial_table import TrialRow, TrialState, TrialTable, make_second_objectives
 from handpose.schedulers.reason import Reason
-from handpose.schedulers.scheduler import Fifo, Scheduler, SegmentStart
+from handpose.schedulers.scheduler import Fifo, Scheduler, SchedulerDecision, SegmentStart
 from handpose.search.space import Params
 from handpose.sweep.controller.node_quarantine import NodeHealth
 from handpose.sweep.controller.slots import NodeCapacity
@@ -222,7 +222,9 @@ class History:
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
-    def decide_after_report(self, number: int, epoch: int, value: float) -> ExplainedDecision:
+    def decide_after_report(
+        self, number: int, epoch: int, value: float, *, at: float, past: Decision | None = None
+    ) -> ExplainedDecision:
         """Decide what happens to a trial after a report.
 
         Call this exactly once for each report, because the scheduler records the result.
@@ -231,17 +233,31 @@ class History:
             number: number of the trial.
             epoch: number of epochs trained.
             value: value of the sweep's metric.
+            at: time of the report, in seconds of the sweep's own time.
+            past: the decision of a past report. A scheduler that does not repeat its decisions takes it as it is.
         """
+        self._scheduler.now = at
         if not math.isfinite(value):
             return ExplainedDecision("diverged", Reason("not_finite"))
         limit = self._find_divergence_limit(number)
         if limit is not None and (value > limit if self._target.mode == "min" else value < limit):
             return ExplainedDecision("diverged", Reason("divergence_factor", value=value, cutoff=limit))
         self._scheduler.reason = None
-        decision = self._scheduler.on_trial_result(number, epoch, self._target.to_loss(value))
+        decision = self._decide_by_scheduler(number, epoch, self._target.to_loss(value), past)
         if epoch >= self._settings.max_epochs:
             return ExplainedDecision("complete", Reason("max_epochs", cutoff=self._settings.max_epochs))
         return ExplainedDecision(decision, self._to_metric_units(self._scheduler.reason))
+
+    def _decide_by_scheduler(self, number: int, epoch: int, loss: float, past: Decision | None) -> SchedulerDecision:
+        if past is None or self._repeats_decisions:
+            return self._scheduler.on_trial_result(number, epoch, loss)
+        taken: SchedulerDecision = past if past in ("continue", "pause", "stop") else "continue"
+        self._scheduler.on_past_result(number, epoch, loss, taken)
+        return taken
+
+    @property
+    def _repeats_decisions(self) -> bool:
+        return getattr(self._scheduler, "repeats_decisions", True)  # an extension need not derive from Fifo
 
     def _to_metric_units(self, reason: Reason | None) -> Reason | None:
         """Convert a scheduler's reason from losses to values of the metric, and NumPy's numbers to Python's."""
@@ -433,9 +449,14 @@ class History:
     def _decide_again(self, event: Event) -> "_RepeatedDecision | None":
         """Repeat the decision of an event that the scheduler makes; None for any other event."""
         if isinstance(event, EpochReported):
-            ours, reason = self.decide_after_report(event.trial, event.epoch, event.metrics[self._settings.metric])
+            value = event.metrics[self._settings.metric]
+            ours, reason = self.decide_after_report(event.trial, event.epoch, value, at=event.at, past=event.decision)
+            if not self._repeats_decisions:
+                reason = event.reason
             about = f"epoch {event.epoch} of trial {event.trial}"
             return _RepeatedDecision(ours, event.decision, reason, event.reason, about)
+        if not self._repeats_decisions:
+            return None
         if isinstance(event, SegmentStarted) and self.table.rows[event.trial].state == "paused":
             promoted = self.choose_trial_to_resume()
             reason = None if promoted is None else self.explain_resume(promoted)
@@ -447,7 +468,7 @@ class History:
         """Update the state with an event."""
         if not isinstance(event, SweepOpened):  # nothing ran between the last event and an `opened` event
             self._gpu_s += self._running_gpus * (event.at - self.at)
-        self.at = event.at
+        self.at = self._scheduler.now = event.at
         match event:
             case SweepOpened():
                 self._apply_opened(event)

@@ -1,0 +1,298 @@
+"""The freeze-thaw scheduler: trains the trial whose training is worth most, by a model of learning curves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from handpose.errors import UserError
+from handpose.schedulers.asha import Asha
+from handpose.schedulers.reason import Reason
+from handpose.schedulers.scheduler import Fifo, Scheduler, SchedulerDecision, SegmentStart
+from handpose.search.candidates import Candidate, CandidatePool
+from handpose.search.curve_model import CurveModel
+from handpose.search.curve_worth import CurveForecast, KnownCurve, Option, fit_model, list_decision_epochs
+from handpose.search.encoding import interpolate
+from handpose.search.points import place_values
+from handpose.search.space import Params, Space
+
+_MIN_TRIALS = 5
+"""Number of trials with a result from which the model decides."""
+_FIRST_EPOCHS = 3
+"""Until then, trials pause at the first epoch of a decision from this one on."""
+_STAY_FACTOR = 3.0
+"""A trial pauses only if another one is worth this many times as much: the model is unsure what each is worth."""
+_NEW_FACTOR = 0.3
+"""What a new trial is worth, relative to the best one drawn. The maximum of many uncertain worths is too high."""
+_REFIT_FACTOR = 1.25
+"""The model is fitted again when there are this many times as many values."""
+_NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 100, 30, 5
+
+
+@dataclass
+class _Trial:
+    """What the scheduler knows of a trial.
+
+    Attributes:
+        candidate: its configuration.
+        vector: its encoded configuration.
+        losses: epoch -> loss.
+        state: whether it trains, is frozen, or has ended.
+        began_at: when its segment began, in seconds of the sweep's own time.
+        reported_at: when its segment reported last; None if it has not.
+        epoch_s: seconds per epoch between reports of the same segment.
+        first_epoch_s: seconds per epoch until the first report of a segment, with its start.
+    """
+
+    candidate: Candidate
+    vector: np.ndarray
+    began_at: float
+    losses: dict[int, float] = field(default_factory=dict)
+    state: Literal["running", "paused", "over"] = "running"
+    reported_at: float | None = None
+    epoch_s: list[float] = field(default_factory=list)
+    first_epoch_s: list[float] = field(default_factory=list)
+
+
+class _Comparison(NamedTuple):
+    """Trials and new ones, compared by what a second of their training is worth.
+
+    Attributes:
+        worth: of each trial (n,), and then of each new one.
+        chance: chance of each to end better than the best trial so far.
+        final_loss: loss that each is expected to reach.
+    """
+
+    worth: np.ndarray
+    chance: np.ndarray
+    final_loss: np.ndarray
+
+    def explain(self, place: int) -> Reason:
+        """Return the place of an option, and the loss it is expected to reach."""
+        rank = 1 + int((self.worth > self.worth[place]).sum())
+        return Reason("worth", value=float(self.final_loss[place]), rank=rank, num_compared=len(self.worth))
+
+
+class FreezeThaw(Fifo):
+    """Scheduler that continues, freezes, thaws and begins trials by what a second of their training is worth.
+
+    At the epochs of decisions, which lie closer together at the beginning, a model of learning curves predicts where
+    every trial would end (freeze-thaw Bayesian optimisation, Swersky et al. 2014, arXiv:1406.3896). A trial freezes
+    (pauses) if a frozen or new one is worth much more per second (`handpose.search.curve_worth`). It may be thawed
+    (resumed) later. The new trials of this comparison are drawn by the scheduler; the searcher proposes the real ones.
+
+    The decisions depend on rounding, which differs between processors. So a resumed sweep takes those that its events
+    record.
+
+    Args:
+        space: the search space.
+        max_epochs: epochs of a complete trial.
+        num_trials: number of trials to start.
+        min_chance: once all trials have been started and one is complete, others are thawed only while the chance that
+            one of them ends better is at least this.
+        seed: the seed of the drawn new trials.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    needs_checkpoints = True
+    supports_two_objectives = False
+    selects_only_at_rungs = False
+    repeats_decisions = False
+    contract_variants = ({"min_chance": 0.5},)
+
+    def __init__(self, *, space: Space | None, max_epochs: int, num_trials: int, min_chance: float, seed: int) -> None:
+        if not 0 <= min_chance < 1:
+            raise UserError(
+                f"scheduler.min_chance={min_chance:g} must be at least 0 and below 1: it is a probability "
+                "(configs/scheduler/freeze_thaw.yaml)"
+            )
+        if space is None:
+            raise UserError("scheduler=freeze_thaw needs the search space of the sweep")
+        self._space, self._max_epochs, self._num_trials, self._min_chance = space, max_epochs, num_trials, min_chance
+        self._seed = seed
+        self._epochs = list_decision_epochs(max_epochs)
+        self.rungs = self._epochs[:-1]
+        self._pool = CandidatePool(space)
+        self._trials: dict[int, _Trial] = {}
+        self._model: CurveModel | None = None
+        self._num_values, self._num_fitted = 0, 0
+        self._new_vectors: tuple[int, np.ndarray] | None = None
+        self._num_changes = 0
+        self._answer: tuple[int, bool, SegmentStart | None, Reason | None] = (-1, False, None, None)
+
+    def make_stand_in(self) -> Scheduler:
+        """Return a scheduler that lets trials train about as many epochs, to forecast costs: the model needs curves."""
+        return Asha(
+            mode="promote", grace_period=1, reduction_factor=3, brackets=1, max_epochs=self._max_epochs, seed=self._seed
+        )
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def on_trial_start(self, trial: int, params: Params) -> None:
+        """Record a new trial."""
+        placed = place_values(self._space, params)
+        candidate = Candidate(placed.draws, placed.distributions, params)
+        self._trials[trial] = _Trial(candidate, self._pool.encoder.encode([params])[0], self.now)
+        self._num_changes += 1
+
+    def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
+        """Decide at the epochs of decisions whether the trial continues."""
+        self._record(trial, epoch, loss)
+        decision: SchedulerDecision = "continue"
+        if epoch in self.rungs:
+            decision = self._decide(trial, epoch)
+        self._record_decision(trial, epoch, decision)
+        return decision
+
+    def on_past_result(self, trial: int, epoch: int, loss: float, decision: SchedulerDecision) -> None:
+        """Record a report and the decision that was made."""
+        self._record(trial, epoch, loss)
+        self._record_decision(trial, epoch, decision)
+
+    def on_trial_resume(self, start: SegmentStart) -> None:
+        """Record that a frozen trial is thawed."""
+        trial = self._trials[start.trial]
+        trial.state, trial.began_at, trial.reported_at = "running", self.now, None
+        self._num_changes += 1
+
+    def on_trial_end(self, trial: int) -> None:
+        """Record that the trial has ended."""
+        self._trials[trial].state = "over"
+        self._num_changes += 1
+
+    def _record(self, number: int, epoch: int, loss: float) -> None:
+        trial = self._trials[number]
+        num_epochs = max(1, epoch - max(trial.losses, default=0))
+        if trial.reported_at is None:
+            trial.first_epoch_s.append((self.now - trial.began_at) / num_epochs)
+        else:
+            trial.epoch_s.append((self.now - trial.reported_at) / num_epochs)
+        trial.reported_at, trial.losses[epoch] = self.now, loss
+        self._num_values += epoch in self._epochs
+        self._num_changes += 1
+
+    def _record_decision(self, trial: int, epoch: int, decision: SchedulerDecision) -> None:
+        if decision == "pause":
+            self._trials[trial].state = "paused"
+        elif decision == "stop" or epoch >= self._max_epochs:
+            self._trials[trial].state = "over"
+
+    # --- decisions ----------------------------------------------------------------------------------------------------
+
+    def choose_trial_to_resume(self, *, can_start_trial: bool) -> SegmentStart | None:
+        """Return the frozen trial that is worth most, unless a new one is worth more."""
+        if self._answer[:2] != (self._num_changes, can_start_trial):
+            self._answer = (self._num_changes, can_start_trial, *self._choose(can_start_trial))
+        return self._answer[2]
+
+    def explain_resume(self, start: SegmentStart) -> Reason | None:
+        """Return the loss that the trial is expected to reach, and its place among the options."""
+        return self._answer[3]
+
+    def _decide(self, number: int, epoch: int) -> SchedulerDecision:
+        can_start = len(self._trials) < self._num_trials
+        if not self._has_model:
+            return "pause" if epoch >= _FIRST_EPOCHS and can_start else "continue"
+        options = [number, *self._list_paused()]
+        compared = self._compare(options, with_new=can_start, current=number)
+        self.reason = compared.explain(0)
+        return "continue" if compared.worth[0] * _STAY_FACTOR >= compared.worth.max() else "pause"
+
+    def _choose(self, can_start: bool) -> tuple[SegmentStart | None, Reason | None]:
+        paused = self._list_paused()
+        if not paused:
+            return None, None
+        is_running = any(trial.state == "running" for trial in self._trials.values())
+        has_complete = any(self._max_epochs in trial.losses for trial in self._trials.values())
+        if not self._has_model:
+            if can_start:
+                return None, None
+            return SegmentStart(min(paused, key=self._get_newest_loss)), None
+        compared = self._compare(paused, with_new=can_start)
+        best = int(np.argmax(compared.worth[: len(paused)]))
+        if can_start:
+            if compared.worth[best] < _NEW_FACTOR * compared.worth[len(paused) :].max():
+                return None, None
+        elif has_complete and compared.chance[best] < self._min_chance:
+            return None, None
+        elif not has_complete and not is_running:
+            best = int(np.argmin(compared.final_loss))
+        return SegmentStart(paused[best]), compared.explain(best)
+
+    def _list_paused(self) -> list[int]:
+        return [number for number, trial in self._trials.items() if trial.state == "paused"]
+
+    @property
+    def _has_model(self) -> bool:
+        return sum(bool(trial.losses) for trial in self._trials.values()) >= _MIN_TRIALS
+
+    def _get_newest_loss(self, number: int) -> float:
+        losses = self._trials[number].losses
+        return losses[max(losses)]
+
+    def _compare(self, numbers: Sequence[int], *, with_new: bool, current: int | None = None) -> _Comparison:
+        """Compare trials, and new ones after them.
+
+        Args:
+            numbers: the trials, which have losses.
+            with_new: whether new trials can be started.
+            current: the trial among them that trains, and so needs no start.
+        """
+        forecast = self._forecast(current)
+        places = {number: place for place, number in enumerate(self._trials)}
+        epoch_s, start_s = self._estimate_seconds()
+        options = [
+            Option(
+                vector=trial.vector,
+                trial=places[number],
+                epochs=max(trial.losses),
+                epoch_s=float(np.median(trial.epoch_s)) if trial.epoch_s else epoch_s,
+                start_s=0.0 if number == current else start_s,
+            )
+            for number in numbers
+            for trial in [self._trials[number]]
+        ]
+        if with_new:
+            vectors = self._draw_new(forecast)
+            for vector, seconds in zip(vectors, self._predict_seconds(vectors, epoch_s), strict=True):
+                options.append(Option(vector, None, 0, seconds, start_s))
+        return _Comparison(*forecast.rate(options))
+
+    def _forecast(self, current: int | None) -> CurveForecast:
+        curves = [
+            KnownCurve(trial.vector, trial.losses, trial.state == "running" and number != current)
+            for number, trial in self._trials.items()
+        ]
+        if self._model is None or self._num_values >= _REFIT_FACTOR * self._num_fitted:
+            self._model = CurveModel(self._pool.encoder.num_entries, self._max_epochs)
+            fit_model(self._model, curves, self._epochs)
+            self._num_fitted = self._num_values
+        return CurveForecast(self._model, curves, self._max_epochs, self._epochs)
+
+    def _draw_new(self, forecast: CurveForecast) -> np.ndarray:
+        """Draw vectors of new trials; the same ones until a further trial has been started."""
+        if self._new_vectors is None or self._new_vectors[0] != len(self._trials):
+            rng = np.random.default_rng([self._seed, len(self._trials)])
+            trials = list(self._trials.values())
+            good = [trials[place].candidate for place in forecast.find_best_trials(_NUM_GOOD)]
+            _, vectors = self._pool.draw(rng, num_random=_NUM_RANDOM, good=good, num_changed=_NUM_CHANGED)
+            self._new_vectors = (len(self._trials), vectors)
+        return self._new_vectors[1]
+
+    def _predict_seconds(self, vectors: np.ndarray, otherwise: float) -> np.ndarray:
+        """Predict the seconds of an epoch of new trials, from those of similar ones."""
+        timed = [trial for trial in self._trials.values() if trial.epoch_s]
+        logs = np.log([max(float(np.median(trial.epoch_s)), 1e-6) / otherwise for trial in timed])
+        return otherwise * np.exp(interpolate(np.array([trial.vector for trial in timed]), logs, vectors))
+
+    def _estimate_seconds(self) -> tuple[float, float]:
+        """Estimate the seconds of an epoch of a trial, and those of its start; 1 and 0 if nothing is known."""
+        timed = [trial for trial in self._trials.values() if trial.epoch_s]
+        if not timed:
+            return 1.0, 0.0
+        starts = [first - float(np.median(trial.epoch_s)) for trial in timed for first in trial.first_epoch_s]
+        epoch_s = float(np.median([seconds for trial in timed for seconds in trial.epoch_s]))
+        return max(epoch_s, 1e-6), max(0.0, float(np.median(starts)))

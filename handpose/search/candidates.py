@@ -1,0 +1,106 @@
+"""Configurations that a model of the search may propose: random ones, and changed ones of good trials."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+from optuna.study import StudyDirection
+
+from handpose.search.distributions import round_to_distribution
+from handpose.search.encoding import ParamsEncoder
+from handpose.search.sampler_view import SamplerView
+from handpose.search.space import Params, Space
+
+_NUM_RANDOM = 1000
+_MEAN_CHANGES = 1.5
+"""How many draws of a configuration are changed, on average."""
+_STEP = 0.15
+"""Standard deviation of a small change, as a fraction of the range."""
+
+
+class Candidate(NamedTuple):
+    """A configuration of a search space.
+
+    Attributes:
+        draws: name -> drawn value, as the study stores it.
+        distributions: name -> distribution of the draw.
+        params: configuration key -> value.
+    """
+
+    draws: Params
+    distributions: Mapping[str, BaseDistribution]
+    params: Params
+
+
+class CandidatePool:
+    """Draws candidates from a search space.
+
+    Args:
+        space: the search space.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+
+    @cached_property
+    def _random(self) -> tuple[list[Candidate], np.ndarray]:
+        sampler = RandomSampler(seed=0)
+        drawn = [self._draw(sampler) for _ in range(_NUM_RANDOM)]
+        return drawn, self.encoder.encode([each.params for each in drawn])
+
+    @cached_property
+    def encoder(self) -> ParamsEncoder:
+        """The encoder of the space."""
+        return ParamsEncoder(self._space)
+
+    def draw(
+        self, rng: np.random.Generator, *, num_random: int, good: Sequence[Candidate], num_changed: int
+    ) -> tuple[list[Candidate], np.ndarray]:
+        """Draw candidates.
+
+        Args:
+            rng: decides what is drawn.
+            num_random: number of random configurations.
+            good: configurations to change, if there are any.
+            num_changed: number of changed configurations.
+
+        Returns:
+            The candidates, and their vectors (n, d).
+        """
+        random, vectors = self._random
+        chosen = rng.choice(len(random), min(num_random, len(random)), replace=False)
+        sampler = RandomSampler(seed=int(rng.integers(2**31)))
+        changed = [self._change(good[index % len(good)], rng, sampler) for index in range(num_changed if good else 0)]
+        together = [random[index] for index in chosen] + changed
+        return together, np.concatenate([vectors[chosen], self.encoder.encode([each.params for each in changed])])
+
+    def _draw(self, sampler: RandomSampler, point: Mapping[str, object] | None = None) -> Candidate:
+        view = SamplerView([StudyDirection.MINIMIZE])
+        trial, params = view.draw(self._space, sampler, point=point)
+        return Candidate(trial.params, trial.distributions, params)
+
+    def _change(self, candidate: Candidate, rng: np.random.Generator, sampler: RandomSampler) -> Candidate:
+        """Change some draws: a number by a small step or to any other, a choice to any other."""
+        names = [name for name, distribution in candidate.distributions.items() if not distribution.single()]
+        num = min(len(names), max(1, int(rng.binomial(len(names), min(1.0, _MEAN_CHANGES / max(len(names), 1))))))
+        changed = set(rng.choice(names, num, replace=False)) if names else set()
+        point = {name: value for name, value in candidate.draws.items() if name not in changed}
+        for name in sorted(changed):
+            distribution = candidate.distributions[name]
+            if isinstance(distribution, (FloatDistribution, IntDistribution)) and rng.random() < 0.5:
+                point[name] = _step(candidate.draws[name], distribution, rng)
+        return self._draw(sampler, point)
+
+
+def _step(value: float, distribution: FloatDistribution | IntDistribution, rng: np.random.Generator) -> float:
+    low, high = float(distribution.low), float(distribution.high)
+    step = _STEP * float(rng.standard_normal())
+    if distribution.log:
+        moved = value * (high / low) ** step
+    else:
+        smallest = float(distribution.step or 0)
+        moved = value + max(abs(step) * (high - low), smallest) * (1 if step > 0 else -1)
+    return round_to_distribution(min(max(moved, low), high), distribution)

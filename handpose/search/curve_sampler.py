@@ -1,0 +1,139 @@
+"""An Optuna sampler that proposes the configuration whose training is worth most, by a model of learning curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from handpose.plain_values import to_json_text
+from handpose.search.candidates import Candidate, CandidatePool
+from handpose.search.curve_model import CurveModel
+from handpose.search.curve_worth import CurveForecast, KnownCurve, Option, fit_model, list_decision_epochs
+from handpose.search.encoding import interpolate
+from handpose.search.study import SECONDS_ATTRIBUTE, get_trial_params
+
+_NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 200, 60, 5
+_MAX_RISK = 0.5
+"""Configurations that fail with a larger probability are not proposed, unless there are no others."""
+
+
+class _KnownTrial(NamedTuple):
+    candidate: Candidate
+    vector: np.ndarray
+    trial: FrozenTrial
+
+
+class CurveSampler(BaseSampler):
+    """Proposes the configuration whose training is worth most (`handpose.search.curve_worth`).
+
+    It learns from every reported epoch of all trials: complete, stopped, paused and running ones. A trial that failed
+    or was infeasible tells only that similar ones may be, too. The candidates are random configurations, and changed
+    ones of the trials that are expected to end best.
+
+    Args:
+        pool: draws the candidates from the search space.
+        max_epochs: epochs of a complete trial.
+        n_startup_trials: number of trials with a result before which it draws at random.
+        seed: the seed of what is drawn.
+    """
+
+    def __init__(self, *, pool: CandidatePool, max_epochs: int, n_startup_trials: int, seed: int | None = None) -> None:
+        if n_startup_trials < 2:
+            raise ValueError(f"n_startup_trials={n_startup_trials} must be at least 2: a model needs differences")
+        self._pool, self._max_epochs, self._num_startup_trials = pool, max_epochs, n_startup_trials
+        self._rng = np.random.default_rng(seed)
+        self._random = RandomSampler(seed=seed)
+        self._chosen: Candidate | None = None
+        self._expected_loss = 0.0
+
+    def explain_choice(self) -> str:
+        """Return where the last proposal comes from, in a few words."""
+        if self._chosen is None:
+            return f"a random start-up trial of CurveSampler, which needs {self._num_startup_trials} results"
+        return f"CurveSampler, which expects {self._expected_loss:.4g} after {self._max_epochs} epochs"
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Choose the configuration, and return its distributions.
+
+        Raises:
+            ValueError: the study has two objectives.
+        """
+        if len(study.directions) > 1:
+            raise ValueError("CurveSampler has one objective only")
+        sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
+        others = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
+        self._chosen = self._choose(others, sign)
+        return {} if self._chosen is None else dict(self._chosen.distributions)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the draws of the chosen configuration."""
+        return {} if self._chosen is None else {name: self._chosen.draws[name] for name in search_space}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw at random: a start-up trial, or a parameter that a point to try first leaves open."""
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _choose(self, trials: Sequence[FrozenTrial], sign: float) -> Candidate | None:
+        started = [each for each in trials if each.params]
+        vectors = self._pool.encoder.encode([get_trial_params(each) for each in started])
+        known = [
+            _KnownTrial(Candidate(each.params, each.distributions, get_trial_params(each)), vector, each)
+            for each, vector in zip(started, vectors, strict=True)
+        ]
+        usable = [each for each in known if each.trial.state != TrialState.FAIL]
+        curves = [
+            KnownCurve(each.vector, self._read_losses(each.trial, sign), each.trial.state == TrialState.RUNNING)
+            for each in usable
+        ]
+        if sum(bool(curve.losses) for curve in curves) < self._num_startup_trials:
+            return None
+        epochs = list_decision_epochs(self._max_epochs)
+        model = CurveModel(self._pool.encoder.num_entries, self._max_epochs)
+        fit_model(model, curves, epochs)
+        forecast = CurveForecast(model, curves, self._max_epochs, epochs)
+        good = [usable[place].candidate for place in forecast.find_best_trials(_NUM_GOOD)]
+        candidates, places = self._pool.draw(self._rng, num_random=_NUM_RANDOM, good=good, num_changed=_NUM_CHANGED)
+        seconds = _predict_seconds(usable, places)
+        options = [Option(place, None, 0, epoch_s, 0.0) for place, epoch_s in zip(places, seconds, strict=True)]
+        rating = forecast.rate(options)
+        tried = {to_json_text(each.candidate.params) for each in known}
+        risk = _predict_risk(known, places)
+        is_new = np.array([to_json_text(each.params) not in tried for each in candidates])
+        is_allowed = is_new & (risk <= _MAX_RISK) if (is_new & (risk <= _MAX_RISK)).any() else is_new
+        best = int(np.argmax(np.where(is_allowed, rating.worth * (1 - risk), -1.0)))
+        self._expected_loss = sign * float(rating.final_loss[best])
+        return candidates[best]
+
+    def _read_losses(self, trial: FrozenTrial, sign: float) -> Mapping[int, float]:
+        if not trial.intermediate_values and trial.state == TrialState.COMPLETE and trial.values:
+            return {self._max_epochs: sign * trial.values[0]}
+        return {epoch: sign * value for epoch, value in trial.intermediate_values.items()}
+
+
+def _predict_seconds(known: Sequence[_KnownTrial], asked: np.ndarray) -> np.ndarray:
+    """Predict the seconds of an epoch of configurations (n,); all 1 if none are known."""
+    timed = [each for each in known if each.trial.user_attrs.get(SECONDS_ATTRIBUTE, 0) > 0]
+    logs = np.log([each.trial.user_attrs[SECONDS_ATTRIBUTE] for each in timed])
+    center = float(np.median(logs)) if timed else 0.0
+    return np.exp(center + interpolate(np.array([each.vector for each in timed]), logs - center, asked))
+
+
+def _predict_risk(known: Sequence[_KnownTrial], asked: np.ndarray) -> np.ndarray:
+    """Predict the probability (n,) that configurations diverge, fail or are infeasible."""
+    ended = [each for each in known if each.trial.state != TrialState.RUNNING]
+    failed = np.array([float(_has_failed(each.trial)) for each in ended])
+    if not failed.any():
+        return np.zeros(len(asked))
+    return np.clip(interpolate(np.array([each.vector for each in ended]), failed, asked), 0.0, 1.0)
+
+
+def _has_failed(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL or any(excess > 0 for excess in trial.constraints.values())

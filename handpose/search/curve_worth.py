@@ -1,0 +1,249 @@
+"""What it is worth to train a trial further, judged by a model of learning curves.
+
+The worth of an option (to continue a trial, to thaw a paused one, or to begin a new one) is the chance per second that
+the trial ends better than the best trial so far by a margin. The trial need not be trained to its end: after the next
+report it may be abandoned, and then the rest of its cost is saved. So the worth is the largest, over the epochs of the
+next decisions and over cutoffs for the value there, of
+
+    P(passes the cutoff and ends better than the goal) / (cost until then + P(passes the cutoff) * cost of the rest)
+
+That is how an option of a Pandora's box problem is ranked (Weitzman 1979), for a box that is opened in two steps.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import ndtr
+
+from handpose.search.curve_model import CurveModel, CurvePoints, CurvePosterior
+
+_MAX_POINTS = 300
+"""Largest number of values from which the model predicts: its time grows with the third power of it."""
+_MAX_FITTED = 100
+"""Largest number of values to which its scales are fitted."""
+_CUT = 1.5
+"""Standardised losses above it count little more: how bad a bad trial is does not matter."""
+_MARGIN = 0.1
+"""How much better a trial must end to count, as a fraction of the spread of the trials."""
+_LOOK_AHEAD = (1, 2, 3)
+"""Numbers of decisions ahead at which a trial may be abandoned."""
+_NODES = np.linspace(-3.5, 3.5, 36)
+_NODE_WEIGHTS = np.exp(-0.5 * _NODES**2) / math.sqrt(2 * math.pi) * (_NODES[1] - _NODES[0])
+
+
+class KnownCurve(NamedTuple):
+    """What is known of a trial.
+
+    Attributes:
+        vector: its encoded configuration (d,).
+        losses: epoch -> loss; smaller is better.
+        is_running: whether it is being trained.
+    """
+
+    vector: np.ndarray
+    losses: Mapping[int, float]
+    is_running: bool = False
+
+
+class Option(NamedTuple):
+    """What a slot could train next.
+
+    Attributes:
+        vector: encoded configuration (d,).
+        trial: index of its curve in the list of known ones; None for a new trial.
+        epochs: epochs it is trained already.
+        epoch_s: seconds of an epoch.
+        start_s: seconds until it trains.
+    """
+
+    vector: np.ndarray
+    trial: int | None
+    epochs: int
+    epoch_s: float
+    start_s: float
+
+
+def list_decision_epochs(max_epochs: int, factor: float = 1.5) -> tuple[int, ...]:
+    """List the epochs at which trials are judged: about evenly by their logarithms, and the last one."""
+    epochs, epoch = {max_epochs}, 1.0
+    while round(epoch) < max_epochs:
+        epochs.add(round(epoch))
+        epoch = max(epoch * factor, epoch + 1)
+    return tuple(sorted(epochs))
+
+
+class CurveForecast:
+    """Predicts where trials end, from all that is known.
+
+    Args:
+        model: the model. Its scales are used as they are.
+        curves: the trials. Those without losses that run are taken to do as well as the model expects.
+        max_epochs: epochs of a complete trial.
+        epochs: the epochs at which trials are judged; the last is max_epochs.
+    """
+
+    def __init__(self, model: CurveModel, curves: Sequence[KnownCurve], max_epochs: int, epochs: Sequence[int]) -> None:
+        self._model, self._curves, self._max_epochs = model, curves, max_epochs
+        self._epochs = np.array(epochs)
+        self._scaling = _Scaling.find(curves)
+        self._posterior = self._condition()
+
+    @property
+    def model(self) -> CurveModel:
+        """The model that predicts."""
+        return self._model
+
+    def _condition(self) -> CurvePosterior:
+        points, losses = collect_points(self._curves, self._epochs, _MAX_POINTS)
+        values = self._scaling.standardise(losses)
+        posterior = self._model.condition(points, values)
+        seen = [index for index, curve in enumerate(self._curves) if curve.losses]
+        ends = posterior.predict(self._make_ends([self._curves[index].vector for index in seen], seen)).mean
+        self.final_means = dict(zip(seen, ends, strict=True))
+        complete = [
+            self._scaling.standardise(np.array([curve.losses[self._max_epochs]]))[0]
+            for curve in self._curves
+            if self._max_epochs in curve.losses
+        ]
+        self.best = min([*complete, *ends])
+        running = [index for index, curve in enumerate(self._curves) if curve.is_running]
+        if not running:
+            return posterior
+        believed = self._make_ends([self._curves[index].vector for index in running], running)
+        together = CurvePoints(*(np.concatenate(pair) for pair in zip(points, believed, strict=True)))
+        return self._model.condition(together, np.concatenate([values, posterior.predict(believed).mean]))
+
+    def find_best_trials(self, num: int) -> list[int]:
+        """Return the indices of the trials that are expected to end best."""
+        return sorted(self.final_means, key=lambda index: self.final_means[index])[:num]
+
+    def rate(self, options: Sequence[Option]) -> "Rating":
+        """Compute the worth of options."""
+        num = len(options)
+        vectors = np.array([option.vector for option in options])
+        trials = np.array(
+            [len(self._curves) + i if each.trial is None else each.trial for i, each in enumerate(options)]
+        )
+        done, epoch_s, start_s = (
+            np.array([getattr(option, name) for option in options]) for name in ("epochs", "epoch_s", "start_s")
+        )
+        end = self._posterior.predict(CurvePoints(vectors, np.full(num, self._max_epochs), trials))
+        goal = self.best - _MARGIN
+        chance = ndtr((goal - end.mean) / end.deviation)
+        worth = chance / ((self._max_epochs - done) * epoch_s + start_s)
+        for ahead in _LOOK_AHEAD:
+            place = np.searchsorted(self._epochs, done, side="right") + ahead - 1
+            (early,) = np.nonzero(place < len(self._epochs) - 1)
+            if not len(early):
+                break
+            then = self._epochs[place[early]]
+            soon = self._posterior.predict(CurvePoints(vectors[early], then, trials[early]))
+            later = end.take(early)
+            seen_deviation = np.sqrt(soon.deviation**2 + self._model.noise**2)
+            correlation = self._posterior.compute_covariance(soon, later) / seen_deviation / later.deviation
+            correlation = np.clip(correlation, -0.999, 0.999)[:, None]
+            distance = ((goal - later.mean) / later.deviation)[:, None]
+            success = ndtr((distance - correlation * _NODES) / np.sqrt(1 - correlation**2))
+            passed = np.cumsum(_NODE_WEIGHTS)
+            succeeded = np.cumsum(_NODE_WEIGHTS * success, axis=1)
+            first_s = ((then - done[early]) * epoch_s[early] + start_s[early])[:, None]
+            rest_s = ((self._max_epochs - then) * epoch_s[early])[:, None]
+            worth[early] = np.maximum(worth[early], (succeeded / (first_s + passed * rest_s)).max(1))
+        return Rating(worth, chance, self._scaling.restore(end.mean))
+
+    def _make_ends(self, vectors: Sequence[np.ndarray], trials: Sequence[int]) -> CurvePoints:
+        return CurvePoints(np.array(vectors), np.full(len(trials), self._max_epochs), np.array(trials, dtype=int))
+
+
+class Rating(NamedTuple):
+    """What options are worth.
+
+    Attributes:
+        worth: chance per second to end better than the goal (n,).
+        chance: chance to end better than the goal, if trained to the end (n,).
+        final_loss: expected loss at the end (n,).
+    """
+
+    worth: np.ndarray
+    chance: np.ndarray
+    final_loss: np.ndarray
+
+
+def fit_model(model: CurveModel, curves: Sequence[KnownCurve], epochs: Sequence[int]) -> None:
+    """Fit a model to what is known. Few values are enough: the best trials, and others evenly over all."""
+    points, losses = collect_points(curves, np.array(epochs), _MAX_FITTED)
+    model.fit(points, _Scaling.find(curves).standardise(losses))
+
+
+def collect_points(curves: Sequence[KnownCurve], epochs: np.ndarray, limit: int) -> tuple[CurvePoints, np.ndarray]:
+    """Collect the losses at the epochs of decisions, and the newest of each trial.
+
+    If there are too many, each trial has fewer epochs, evenly chosen and its newest among them, down to two; then
+    trials are left out: half of those that stay are the best at their newest epoch, the others are spread over all.
+
+    Args:
+        curves: the trials.
+        epochs: the epochs of decisions.
+        limit: largest number of values.
+    """
+    seen = [index for index, curve in enumerate(curves) if curve.losses]
+    kept = {index: _list_known_epochs(curves[index].losses, epochs) for index in seen}
+    most = max(map(len, kept.values()), default=0)
+    while sum(map(len, kept.values())) > limit and most > 2:
+        most -= 1
+        kept = {index: _thin(known, most) for index, known in kept.items()}
+    num = limit // 2
+    if sum(map(len, kept.values())) > limit:
+        order = sorted(seen, key=lambda index: curves[index].losses[max(curves[index].losses)])
+        others = sorted(order[num // 2 :])
+        spread = [others[round(place)] for place in np.linspace(0, len(others) - 1, num - num // 2)]
+        kept = {index: kept[index] for index in sorted({*order[: num // 2], *spread})}
+    pairs = [(index, epoch) for index, known in kept.items() for epoch in known]
+    losses = np.array([curves[index].losses[epoch] for index, epoch in pairs])
+    vectors = np.array([curves[index].vector for index, _ in pairs])
+    return CurvePoints(vectors, np.array([epoch for _, epoch in pairs]), np.array([i for i, _ in pairs])), losses
+
+
+def _list_known_epochs(losses: Mapping[int, float], epochs: np.ndarray) -> list[int]:
+    return sorted({*(epoch for epoch in map(int, epochs) if epoch in losses), max(losses)})
+
+
+def _thin(known: Sequence[int], num: int) -> list[int]:
+    if len(known) <= num:
+        return list(known)
+    return [known[round(place)] for place in np.linspace(0, len(known) - 1, num)]
+
+
+class _Scaling(NamedTuple):
+    """Standardises losses: their logarithms, if all are above 0.
+
+    Attributes:
+        is_log: whether the logarithms are meant.
+        center, spread: median and spread of the newest losses.
+    """
+
+    is_log: bool
+    center: float
+    spread: float
+
+    @classmethod
+    def find(cls, curves: Sequence[KnownCurve]) -> "_Scaling":
+        """Find the scaling for curves, at least one of which has a loss."""
+        is_log = all(min(curve.losses.values()) > 0 for curve in curves if curve.losses)
+        newest = np.array([curve.losses[max(curve.losses)] for curve in curves if curve.losses])
+        newest = np.log(newest) if is_log else newest
+        center = float(np.median(newest))
+        return cls(is_log, center, max(1.48 * float(np.median(np.abs(newest - center))), 1e-3))
+
+    def standardise(self, losses: np.ndarray) -> np.ndarray:
+        """Standardise losses (n,); those that are much worse than the median count little more."""
+        values = ((np.log(losses) if self.is_log else losses) - self.center) / self.spread
+        return np.where(values > _CUT, _CUT + np.log1p(np.maximum(values - _CUT, 0.0)), values)
+
+    def restore(self, values: np.ndarray) -> np.ndarray:
+        """Undo it."""
+        uncut = np.where(values > _CUT, _CUT + np.expm1(np.clip(values - _CUT, 0.0, 3.0)), values)
+        scaled = self.center + uncut * self.spread
+        return np.exp(scaled) if self.is_log else scaled

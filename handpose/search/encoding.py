@@ -1,0 +1,133 @@
+"""Configurations as vectors, for models that measure distances between them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+
+from handpose.plain_values import to_json_text
+from handpose.search.points import draw_trial
+from handpose.search.space import Params, Space
+
+_NUM_DRAWS = 500
+_MIN_RATIO_OF_LOG = 20.0
+"""A number that is not drawn itself is compared by its logarithm if its ends have at least this ratio and most of its
+values lie in the lower quarter of its range."""
+_LEAST = 1e-300
+"""In place of 0, which has no logarithm."""
+
+
+class _Column(NamedTuple):
+    """An entry of the vectors.
+
+    Attributes:
+        key: configuration key.
+        option: JSON text of the option whose presence the entry says; empty: the entry says whether the key is present.
+        low, high: for a number, the ends of its range, as logarithms if is_log.
+        is_number: whether it is a number.
+        is_log: whether it is compared by its logarithm.
+    """
+
+    key: str
+    option: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    is_number: bool = False
+    is_log: bool = False
+
+
+class ParamsEncoder:
+    """Encodes configurations as vectors whose entries lie mostly between 0 and 1.
+
+    A number lies between the ends of its range, by its logarithm if the range is logarithmic. A choice among anything
+    else has an entry for each option. A key that only some configurations have has an entry that says so; its other
+    entries are 0.5 where it is missing. A key that always has the same value has no entry. What is not known of the
+    range of a key is found by random draws.
+
+    Args:
+        space: the search space.
+    """
+
+    def __init__(self, space: Space) -> None:
+        sampler = RandomSampler(seed=0)
+        drawn = [draw_trial(space, sampler) for _ in range(_NUM_DRAWS)]
+        examples = [params for _, params in drawn]
+        distributions = {name: each for trial, _ in drawn for name, each in trial.distributions.items()}
+        self._columns: list[_Column] = []
+        for key in sorted({key for each in examples for key in each}):
+            values = [each[key] for each in examples if key in each]
+            self._columns += _list_columns(key, values, distributions.get(key))
+            if len(values) < len(examples):
+                self._columns.append(_Column(key))
+
+    @property
+    def num_entries(self) -> int:
+        """Length of the vectors."""
+        return len(self._columns)
+
+    def encode(self, params: Sequence[Params]) -> np.ndarray:
+        """Return the vectors (n, num_entries) of n configurations."""
+        rows = [[_encode_value(each, column) for column in self._columns] for each in params]
+        return np.array(rows, dtype=float).reshape(len(params), len(self._columns))
+
+
+def _list_columns(key: str, values: Sequence[Any], distribution: BaseDistribution | None) -> list[_Column]:
+    if all(_is_number(value) for value in values):
+        low, high = min(values), max(values)
+        if low == high:
+            return []
+        middle = float(np.median(values))
+        is_log = low > 0 and high / low >= _MIN_RATIO_OF_LOG and middle < low + (high - low) / 4
+        if isinstance(distribution, (FloatDistribution, IntDistribution)):
+            low, high, is_log = distribution.low, distribution.high, distribution.log
+        ends = (math.log(low), math.log(high)) if is_log else (float(low), float(high))
+        return [_Column(key, "", *ends, is_number=True, is_log=is_log)]
+    options = sorted({to_json_text(value) for value in values})
+    return [] if len(options) == 1 else [_Column(key, option) for option in options]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _encode_value(params: Params, column: _Column) -> float:
+    if not (column.option or column.is_number):
+        return float(column.key in params)
+    if column.key not in params:
+        return 0.5
+    value = params[column.key]
+    if column.option:
+        return float(to_json_text(value) == column.option)
+    number = math.log(max(value, _LEAST)) if column.is_log else float(value)
+    return (number - column.low) / (column.high - column.low)
+
+
+_MAX_KNOWN = 500
+_NOISE = 0.05
+
+
+def interpolate(vectors: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Interpolate values between configurations: the mean of a Gaussian process with a fixed length scale.
+
+    Args:
+        vectors: known configurations (n, d). The newest 500 are used.
+        values: their values (n,), around 0.
+        asked: configurations asked for (m, d).
+
+    Returns:
+        The values (m,); 0 far from all known configurations.
+    """
+    if not len(values):
+        return np.zeros(len(asked))
+    vectors, values = vectors[-_MAX_KNOWN:], values[-_MAX_KNOWN:]
+    weights = np.linalg.solve(_compare(vectors, vectors) + _NOISE * np.eye(len(values)), values)
+    return _compare(asked, vectors) @ weights
+
+
+def _compare(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the similarities (n, m) of configurations; the scale grows as the distances with the dimension."""
+    squares = (first**2).sum(1)[:, None] + (second**2).sum(1)[None] - 2 * first @ second.T
+    return np.exp(-0.5 * np.maximum(squares, 0.0) / (0.25 * first.shape[1]))

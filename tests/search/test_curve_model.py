@@ -1,0 +1,202 @@
+"""The model of learning curves against formulas, simulations and curves that follow a law."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from handpose.search.curve_model import CurveModel, CurvePoints
+from handpose.search.curve_worth import (
+    CurveForecast,
+    KnownCurve,
+    Option,
+    collect_points,
+    fit_model,
+    list_decision_epochs,
+)
+
+MAX_EPOCHS = 27
+EPOCHS = list_decision_epochs(MAX_EPOCHS)
+
+
+def make_points(*entries):
+    vectors, epochs, trials = zip(*entries, strict=True)
+    return CurvePoints(np.array(vectors, dtype=float), np.array(epochs), np.array(trials))
+
+
+def compute_course(x, epochs):
+    """A loss that falls as a power of the epoch, to a level that is least at x = 0.3."""
+    return (10 + 20 * (x - 0.3) ** 2) * (1 + np.asarray(epochs, dtype=float) ** -0.7)
+
+
+def make_curves(num, *, seed=0, noise=0.01, epochs=EPOCHS):
+    rng = np.random.default_rng(seed)
+    curves = []
+    for x in rng.random(num):
+        losses = compute_course(x, epochs) * np.exp(noise * rng.standard_normal(len(epochs)))
+        curves.append(KnownCurve(np.array([x]), dict(zip(epochs, losses, strict=True))))
+    return curves
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def test_one_known_value_gives_the_formula_of_a_gaussian_process():
+    """With the typical scales, before any fit. The covariance of another trial with the same configuration and epoch
+    has all but the trial's own part."""
+    model = CurveModel(1, MAX_EPOCHS)
+    posterior = model.condition(make_points(([0.5], MAX_EPOCHS, 0)), np.array([2.0]))
+    shared, own, noise = 0.7**2 + 0.5**2 + 1.0**2 + 1.0**2, 0.2**2 + 0.2**2, 0.1**2 + 1e-6
+    same, other = (
+        posterior.predict(make_points(([0.5], MAX_EPOCHS, 0))),
+        posterior.predict(make_points(([0.5], MAX_EPOCHS, 7))),
+    )
+    total = shared + own
+    assert same.mean[0] == pytest.approx(2 * total / (total + noise))
+    assert same.deviation[0] ** 2 == pytest.approx(total - total**2 / (total + noise), rel=1e-6)
+    assert other.mean[0] == pytest.approx(2 * shared / (total + noise))
+    assert other.deviation[0] ** 2 == pytest.approx(total - shared**2 / (total + noise))
+
+
+def test_two_epochs_of_one_trial_vary_together_by_the_formula():
+    model = CurveModel(1, MAX_EPOCHS)
+    posterior = model.condition(make_points(([0.0], 1, 0)), np.array([0.0]))
+    ends, middles = posterior.predict(make_points(([9e9], 27, 5))), posterior.predict(make_points(([9e9], 9, 5)))
+    # Far from the known trial only the mean course is shared with it: level 1, slope 1, and epoch 1 is at time 0.
+    between = 1 - np.log(9) / np.log(27)
+    before = (
+        0.7**2 + 0.5**2 * np.exp(-0.5 * (between / 0.6) ** 2) + 0.2**2 + 0.2**2 * np.exp(-0.5 * (between / 0.5) ** 2)
+    )
+    known = 0.7**2 + 0.5**2 + 0.2**2 + 0.2**2 + 1.0**2 + 0.1**2 + 1e-6
+    expected = before + 1.0 + 1.0 * (1 - between) - 1.0 / known
+    assert posterior.compute_covariance(ends, middles)[0] == pytest.approx(expected)
+
+
+def test_the_end_of_a_curve_is_predicted_from_its_beginning_and_from_other_curves():
+    curves = make_curves(30)
+    begun = [KnownCurve(curve.vector, {e: v for e, v in curve.losses.items() if e <= 4}) for curve in curves[:10]]
+    known = [*begun, *curves[10:]]
+    model = CurveModel(1, MAX_EPOCHS)
+    fit_model(model, known, EPOCHS)
+    forecast = CurveForecast(model, known, MAX_EPOCHS, EPOCHS)
+    options = [Option(curve.vector, place, 4, 1.0, 0.0) for place, curve in enumerate(begun)]
+    expected = [compute_course(curve.vector[0], MAX_EPOCHS) for curve in begun]
+    np.testing.assert_allclose(forecast.rate(options).final_loss, expected, rtol=0.03)
+
+
+def test_the_chance_to_be_best_is_as_often_right_as_it_says():
+    """Curves that begin equally well at epoch 4: how often the model's chance comes true."""
+    hits, chances = [], []
+    for seed in range(25):
+        curves = make_curves(24, seed=seed, noise=0.05)
+        known = [
+            KnownCurve(curve.vector, {e: v for e, v in curve.losses.items() if e <= 4}) if place < 12 else curve
+            for place, curve in enumerate(curves)
+        ]
+        model = CurveModel(1, MAX_EPOCHS)
+        fit_model(model, known, EPOCHS)
+        forecast = CurveForecast(model, known, MAX_EPOCHS, EPOCHS)
+        rating = forecast.rate([Option(known[place].vector, place, 4, 1.0, 0.0) for place in range(12)])
+        best = min(curve.losses[MAX_EPOCHS] for curve in known[12:])
+        chances += list(rating.chance)
+        hits += [curves[place].losses[MAX_EPOCHS] < best for place in range(12)]
+    assert np.mean(chances) == pytest.approx(np.mean(hits), abs=0.08)
+
+
+def test_a_fit_makes_the_values_more_likely_and_finds_the_noise():
+    rng = np.random.default_rng(0)
+    vectors = rng.random((40, 1))
+    points = CurvePoints(vectors, np.full(40, MAX_EPOCHS), np.arange(40))
+    for noise in (0.05, 0.5):
+        values = np.sin(6 * vectors[:, 0]) + noise * rng.standard_normal(40)
+        model = CurveModel(1, MAX_EPOCHS)
+        model.fit(points, values)
+        prediction = model.condition(points, values).predict(points._replace(trials=np.arange(100, 140)))
+        error = np.sqrt(np.mean((prediction.mean - np.sin(6 * vectors[:, 0])) ** 2))
+        assert error < 0.6 * noise
+
+
+# --- what a second of training is worth -------------------------------------------------------------------------------
+
+
+def test_worth_is_what_a_policy_of_two_steps_earns_per_second():
+    """For one option, the best cutoff at the best early epoch is looked for by simulation."""
+    curves = make_curves(12, noise=0.05)
+    known = [KnownCurve(curves[0].vector, {1: curves[0].losses[1]}), *curves[1:]]
+    model = CurveModel(1, MAX_EPOCHS)
+    fit_model(model, known, EPOCHS)
+    forecast = CurveForecast(model, known, MAX_EPOCHS, EPOCHS)
+    rating = forecast.rate([Option(known[0].vector, 0, 1, 2.0, 3.0)])
+    rng, best = np.random.default_rng(0), 0.0
+    end = forecast._posterior.predict(make_points((known[0].vector, MAX_EPOCHS, 0)))
+    goal = end.mean[0] + end.deviation[0] * norm.ppf(rating.chance[0])
+    for epoch in EPOCHS[1:4]:
+        soon = forecast._posterior.predict(make_points((known[0].vector, epoch, 0)))
+        covariance = np.array(
+            [
+                [soon.deviation[0] ** 2 + model.noise**2, forecast._posterior.compute_covariance(soon, end)[0]],
+                [forecast._posterior.compute_covariance(soon, end)[0], end.deviation[0] ** 2],
+            ]
+        )
+        seen, final = rng.multivariate_normal([soon.mean[0], end.mean[0]], covariance, 200_000).T
+        for cutoff in np.quantile(seen, np.linspace(0.02, 0.98, 49)):
+            passed = seen < cutoff
+            cost = (epoch - 1) * 2.0 + 3.0 + passed.mean() * (MAX_EPOCHS - epoch) * 2.0
+            best = max(best, (passed & (final < goal)).mean() / cost)
+    straight = rating.chance[0] / (26 * 2.0 + 3.0)
+    assert rating.worth[0] == pytest.approx(max(best, straight), rel=0.05)
+
+
+def test_the_same_trial_is_worth_less_if_it_costs_more():
+    known = make_curves(12)
+    model = CurveModel(1, MAX_EPOCHS)
+    fit_model(model, known, EPOCHS)
+    forecast = CurveForecast(model, known, MAX_EPOCHS, EPOCHS)
+    new = np.array([0.31])
+    cheap, slow, late = forecast.rate(
+        [Option(new, None, 0, 1.0, 0.0), Option(new, None, 0, 4.0, 0.0), Option(new, None, 0, 1.0, 20.0)]
+    ).worth
+    assert slow == pytest.approx(cheap / 4)
+    assert slow < cheap
+    assert late < cheap
+
+
+def test_a_running_trial_is_expected_to_do_what_the_model_says_so_that_others_go_elsewhere():
+    known = make_curves(12)
+    model = CurveModel(1, MAX_EPOCHS)
+    fit_model(model, known, EPOCHS)
+    place = np.array([0.9])
+    running = KnownCurve(place, {}, is_running=True)
+    option = [Option(place, None, 0, 1.0, 0.0)]
+    alone = CurveForecast(model, known, MAX_EPOCHS, EPOCHS).rate(option)
+    beside = CurveForecast(model, [*known, running], MAX_EPOCHS, EPOCHS).rate(option)
+    assert beside.chance[0] <= alone.chance[0]
+    assert beside.final_loss[0] == pytest.approx(alone.final_loss[0], rel=0.01)
+
+
+def test_losses_below_zero_are_not_taken_for_logarithms():
+    """As of a metric that is better the larger it is."""
+    curves = [KnownCurve(curve.vector, {e: -1 / v for e, v in curve.losses.items()}) for curve in make_curves(12)]
+    model = CurveModel(1, MAX_EPOCHS)
+    fit_model(model, curves, EPOCHS)
+    rating = CurveForecast(model, curves, MAX_EPOCHS, EPOCHS).rate([Option(np.array([0.3]), None, 0, 1.0, 0.0)])
+    assert rating.final_loss[0] == pytest.approx(-1 / compute_course(0.3, MAX_EPOCHS), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "expected"),
+    [(1, (1,)), (2, (1, 2)), (9, (1, 2, 3, 4, 7, 9)), (27, (1, 2, 3, 4, 7, 10, 15, 23, 27))],
+)
+def test_decisions_lie_closer_together_at_the_beginning(max_epochs, expected):
+    assert list_decision_epochs(max_epochs) == expected
+
+
+def test_many_values_are_thinned_and_the_best_trials_and_newest_epochs_stay():
+    curves = make_curves(300)
+    points, losses = collect_points(curves, np.array(EPOCHS), 200)
+    assert len(losses) <= 200
+    best = sorted(range(300), key=lambda place: curves[place].losses[MAX_EPOCHS])[:50]
+    kept = {(int(trial), int(epoch)) for trial, epoch in zip(points.trials, points.epochs, strict=True)}
+    assert {(place, epoch) for place in best for epoch in (1, MAX_EPOCHS)} <= kept
+    np.testing.assert_allclose(
+        losses, [curves[trial].losses[epoch] for trial, epoch in zip(points.trials, points.epochs, strict=True)]
+    )
