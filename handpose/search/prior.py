@@ -123,6 +123,8 @@ class Prior:
     def _make_normal(self, distribution: Numeric) -> "_TruncatedNormal":
         is_log = self.is_factor or (self.spread is None and distribution.log)
         low, high = _get_bounds(distribution)
+        if is_log:
+            low = max(low, distribution.low / 2)
         scale = math.log if is_log else float
         width = scale(high) - scale(low)
         deviation = _DEFAULT_DEVIATION * width if self.spread is None else scale(self.spread) if is_log else self.spread
@@ -148,6 +150,7 @@ class _TruncatedNormal:
 
     def log_mass(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Return the logarithm of the probability of intervals."""
+        low = np.maximum(low, math.exp(self.low)) if self.is_log else low
         return _compute_log_mass(self._standardise(low), self._standardise(high)) - self._get_log_total()
 
     def sample(self, position: float) -> float:
@@ -181,16 +184,14 @@ def _get_bounds(distribution: Numeric) -> tuple[float, float]:
     if distribution.step is None:
         return distribution.low, distribution.high
     half = distribution.step / 2
-    low = distribution.low - half
-    return (low if low > 0 or distribution.low <= 0 else distribution.low / 2), distribution.high + half
+    return distribution.low - half, distribution.high + half
 
 
 def _get_cells(values: np.ndarray, distribution: Numeric) -> tuple[np.ndarray, np.ndarray]:
     """Return the ends of the intervals whose numbers are rounded to each of the values."""
     assert distribution.step is not None
-    low, high = _get_bounds(distribution)
     half = distribution.step / 2
-    return np.maximum(values - half, low), np.minimum(values + half, high)
+    return values - half, values + half
 
 
 def _get_width(distribution: Numeric, *, is_log: bool) -> float:
