@@ -82,7 +82,7 @@ _MAX_DRAWS = 5
 """The largest number of draws from the sampler for one proposal, if each draw repeats an earlier trial."""
 _MAX_RANDOM_DRAWS = 20
 """The largest number of further draws from the random sampler, in a space whose points cannot be listed."""
-_PRIOR_PROBABILITY = 0.5
+_PRIOR_PROBABILITY = 0.2
 _NUM_PRIOR_DRAWS = 2
 """The number of draws from the prior for one proposal, before the sampler is asked."""
 _PLAN_ATTRIBUTE = "plan"
@@ -119,8 +119,9 @@ class OptunaSearcher(Searcher):
             trials whose values are not comparable and so cannot be imported.
         constraints: cost -> upper limit, or None for no limit.
         repeats: a finite space does not limit the number of trials, because parameters change during training.
-        prior_probability: the probability that a proposal is drawn from the prior of the search space while there are
-            no results. It falls with the results, and faster if the best ones are not where the prior says. None: 0.5.
+        prior_probability: the probability that a proposal is drawn from the prior of the search space before there are
+            results. It rises if the best ones are where the prior says, falls if they are not, and falls with their
+            number. 0 ignores the prior. None: 0.2.
 
     Attributes:
         first_number: the number of the first trial of this sweep. Lower numbers are trials of earlier sweeps.

@@ -104,26 +104,31 @@ def sum_log_densities(
 def compute_prior_probability(log_densities: Sequence[float], *, initial: float) -> float:
     """Compute the probability that the next proposal is drawn from the prior.
 
+    It is the initial one, multiplied by a factor that falls with the number of results, and by the mean density of the
+    best third of the trials, up to a limit.
+
     Args:
         log_densities: the logarithm of the density under the prior, relative to a uniform draw, of each trial with a
             result; the best trial first.
         initial: the probability before there are results.
     """
-    limit = limit_prior_probability(len(log_densities), initial=initial)
-    best = log_densities[: math.ceil(len(log_densities) * _BEST_FRACTION)]
-    if not best:
-        return limit
-    density = sum(math.exp(min(each, 0.0)) for each in best) / len(best)
-    return limit * density
+    num = len(log_densities)
+    best = log_densities[: math.ceil(num * _BEST_FRACTION)]
+    top = math.log(_MAX_DENSITY)
+    density = sum(math.exp(min(each, top)) for each in best) / len(best) if best else 1.0
+    return min(initial * _DECAY / (_DECAY + num) * density, 1.0)
 
 
 def limit_prior_probability(num_results: int, *, initial: float) -> float:
     """Return the largest probability of a draw from the prior after a number of results."""
-    return initial * _DECAY / (_DECAY + num_results)
+    return min(initial * _DECAY / (_DECAY + num_results) * _MAX_DENSITY, 1.0)
 
 
 _BEST_FRACTION = 1 / 3
 """The fraction of the trials that count as good, as with ASHA's reduction factor."""
 
-_DECAY = 10
-"""The number of results after which the probability is half of the initial one, if the prior is right."""
+_MAX_DENSITY = 3.0
+"""The largest density that a good trial counts with, so that one trial near the centre of the prior does not decide."""
+
+_DECAY = 10.0
+"""The number of results after which the factor is one half."""

@@ -323,27 +323,30 @@ prior = {"x": 5.5}
 # --- proposals --------------------------------------------------------------------------------------------------------
 
 
-def test_the_probability_falls_with_the_results_and_where_the_best_ones_are_improbable():
+def test_the_probability_falls_with_the_results_and_depends_on_where_the_best_ones_are():
+    compute = partial(compute_prior_probability, initial=0.2)
     right, wrong = [1.0] * 9, [-3.0] * 9
-    assert compute_prior_probability([], initial=0.5) == 0.5
-    assert 0 < compute_prior_probability(right, initial=0.5) < 0.5
-    assert compute_prior_probability(wrong, initial=0.5) < 0.1 * compute_prior_probability(right, initial=0.5)
-    assert compute_prior_probability([1.0] * 3 + wrong, initial=0.5) > 2 * compute_prior_probability(
-        wrong + [1.0] * 3, initial=0.5
-    )
-    assert compute_prior_probability(right * 100, initial=0.5) < 0.02
-    for num in range(20):
-        assert compute_prior_probability([2.0] * num, initial=0.7) <= limit_prior_probability(num, initial=0.7)
+    assert compute([]) == 0.2
+    assert compute([1.0]) > 0.2 > compute([0.0]) > compute([-1.0])
+    assert compute(wrong) < 0.1 * compute(right)
+    assert compute([1.0] * 3 + wrong) > 2 * compute(wrong + [1.0] * 3)
+    assert compute(right * 100) < 0.01
+    assert compute([1e9]) == compute([2.0])
+    assert compute([-math.inf]) == 0
+    for initial in (0.2, 1.0):
+        for num in range(20):
+            limit = limit_prior_probability(num, initial=initial)
+            assert compute_prior_probability([9.0] * num, initial=initial) <= limit * (1 + 1e-12) <= 1 + 1e-12
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_proposals_with_a_prior_are_closer_to_it(make, write_space, name):
-    """At half of the proposals at the start the distance to the prior is small, for every sampler."""
+    """With a probability of one half, for every sampler."""
     text = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel.decoder.depth: range(1, 10)\n"
     prior = "prior: {optimizer.lr: 1e-2 +- factor 1.5, model.decoder.depth: 7 +- 1}"
 
     def measure(space, folder):
-        searcher = make(space, SAMPLERS[name], folder=folder, seed=1)
+        searcher = make(space, SAMPLERS[name], folder=folder, seed=1, prior_probability=0.5)
         asked = [searcher.suggest(number) for number in range(24)]
         return np.mean([abs(math.log10(each["optimizer.lr"]) + 2) for each in asked]), searcher
 
@@ -412,9 +415,10 @@ def test_a_prior_whose_trials_fail_is_given_up(make, write_space):
 def test_a_resumed_sweep_proposes_the_same(make, write_space, tmp_path, name, loses_study):
     """Also if the study is lost and restored from snapshots, which do not say which trials came from the prior."""
     space = write_space("a: interval(0.0, 1.0)\nb: range(1, 30)\nprior: {a: 0.3 +- 0.1, b: 20}")
-    whole = make(space, SAMPLERS[name], folder="whole", seed=3)
+    prior = {"prior_probability": 0.5}
+    whole = make(space, SAMPLERS[name], folder="whole", seed=3, **prior)
     expected = run(whole, range(12), lambda params: params["a"])
-    first = make(space, SAMPLERS[name], folder="parts", seed=3)
+    first = make(space, SAMPLERS[name], folder="parts", seed=3, **prior)
     asked = run(first, range(6), lambda params: params["a"])
     snapshots = list(first.snapshots.values())
     first.close()
@@ -422,10 +426,10 @@ def test_a_resumed_sweep_proposes_the_same(make, write_space, tmp_path, name, lo
         if name in ("cmaes", "nsga", "qmc"):
             pytest.skip("this sampler keeps a state in the trials of the study, with or without priors")
         (tmp_path / "parts" / "journal.log").unlink()
-    second = make(space, SAMPLERS[name], folder="parts", seed=3, resume=True)
+    second = make(space, SAMPLERS[name], folder="parts", seed=3, resume=True, **prior)
     second.restore_trials(snapshots)
     assert asked + run(second, range(6, 12), lambda params: params["a"]) == expected
-    assert any(is_from_prior(whole, number) for number in range(6, 12))
+    assert any(is_from_prior(whole, number) for number in range(1, 12))
 
 
 def test_the_most_probable_point_comes_after_the_points_to_try_first(make, write_space):
