@@ -17,6 +17,9 @@ A method that does not reach a target within --max-trainings full trainings coun
 are lower bounds; the table has how often it did. `oracle` begins with the best of 20,000 configurations and trains it
 to its end: nobody can be faster by more than what a better configuration gains.
 
+A right prior is centred at that configuration, and a wrong one at the worst of the 20,000. Their ratios to the same
+method without a prior are printed below the table.
+
 Ratios are geometric means over seeds, with 95 % bootstrap intervals. They describe the chance of the search and of the
 seeds of the trainings, not other data sets.
 """
@@ -44,7 +47,7 @@ from benchmarks.asha_modes import compute_mean  # noqa: E402
 from benchmarks.curve_surrogate import CurveSurrogate, read_curves  # noqa: E402
 from benchmarks.record_curves import CURVES, RECORDINGS  # noqa: E402
 from benchmarks.result_files import write_results  # noqa: E402
-from benchmarks.search_methods import METHODS, Method, OurMethod, Task  # noqa: E402
+from benchmarks.search_methods import METHODS, WITH_PRIOR, WITHOUT_PRIOR, Method, OurMethod, Task  # noqa: E402
 from handpose.resources import count_cores  # noqa: E402
 from handpose.search.points import draw_trial  # noqa: E402
 from handpose.search.space import Params, Space, load_space  # noqa: E402
@@ -64,7 +67,9 @@ class World:
         space: the search space.
         surrogate: predicts the curves.
         targets: number of random configurations -> the least loss of so many at the last epoch, the median over draws.
-        best: the least loss of all reference configurations, and its parameters.
+        best: the least loss of all reference configurations.
+        best_params: the parameters of the best reference configuration.
+        worst_params: those of the worst one, or of one that diverges.
         mean_training_s: mean processor seconds of a full training of a random configuration.
     """
 
@@ -81,7 +86,7 @@ class World:
         rng = np.random.default_rng(0)
         self.targets = {num: float(np.median(rng.choice(last, (2000, num)).min(1))) for num in _TARGETS}
         self.best = float(last.min())
-        self.best_params = drawn[int(last.argmin())]
+        self.best_params, self.worst_params = drawn[int(last.argmin())], drawn[int(last.argmax())]
         seconds = self.surrogate.predict_epoch_seconds(drawn[:2000])
         self.mean_training_s = float(seconds.mean()) * self.surrogate.num_epochs
 
@@ -207,6 +212,9 @@ def summarise(courses: Mapping[str, Sequence[Course]], limit_slot_s: float) -> d
                 "over_baseline": _compute_ratio(costs, courses.get(BASELINE), target, limit_slot_s),
                 "costs": [round(cost, 1) for cost in costs],
             }
+            if name in WITH_PRIOR:
+                others = courses.get(WITHOUT_PRIOR)
+                row[f"target_{target}"]["over_no_prior"] = _compute_ratio(costs, others, target, limit_slot_s)
         row["regret"] = {budget: statistics.mean(run.regrets[budget] for run in runs) for budget in runs[0].regrets}
         row["trials"] = statistics.mean(run.num_trials for run in runs)
         rows[name] = row
@@ -239,7 +247,17 @@ def format_table(space: str, num_slots: int, rows: Mapping[str, Any]) -> str:
         cells += [f"{row['regret'][budget]:.3f}" for budget in budgets]
         cells += [f"{row['trials']:.0f}", f"{row['decision_s']:.4f}"]
         lines.append(f"{name:34}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_format_prior_ratios(rows)]) + "\n"
+
+
+def _format_prior_ratios(rows: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name in rows.keys() & WITH_PRIOR.keys():
+        ratios = {target: rows[name][f"target_{target}"]["over_no_prior"] for target in _TARGETS}
+        if all(ratios.values()):
+            cells = [f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}] (target {n})" for n, ratio in ratios.items()]
+            lines.append(f"{name} / {WITHOUT_PRIOR}: {', '.join(cells)}")
+    return sorted(lines)
 
 
 def main() -> None:

@@ -7,12 +7,14 @@ themselves (which trial starts, pauses, resumes or stops) is left to them.
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from benchmarks.curve_surrogate import LOSS
 from handpose.config import compose, to_plain_values
 from handpose.schedulers.scheduler import Scheduler
+from handpose.search.prior import Prior
 from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.search.space import Params, Space, flatten_config
 
@@ -232,11 +234,31 @@ def _make_ours(*choices: str) -> Callable[[Task, Any], Method]:
     return lambda task, world: OurMethod(task, *choices)
 
 
+def _add_prior(task: Task, params: Params) -> Task:
+    """Return the task with the belief that these parameters are the best ones, without a spread."""
+    return task._replace(space=replace(task.space, priors={key: Prior(value) for key, value in params.items()}))
+
+
+def _make_right_prior(task: Task, world: Any) -> Method:
+    return OurMethod(_add_prior(task, world.best_params), *_ASHA_TPE)
+
+
+def _make_wrong_prior(task: Task, world: Any) -> Method:
+    return OurMethod(_add_prior(task, world.worst_params), *_ASHA_TPE)
+
+
+_ASHA_TPE = ("scheduler=asha", "searcher=tpe")
+WITHOUT_PRIOR = "ASHA + TPE"
+WITH_PRIOR = {f"{WITHOUT_PRIOR}, right prior": _make_right_prior, f"{WITHOUT_PRIOR}, wrong prior": _make_wrong_prior}
+"""Name -> makes the method whose prior is centred at the best or at the worst reference configuration."""
+
+
 METHODS: Mapping[str, Callable[[Task, Any], Method]] = {
     "oracle": lambda task, world: OracleMethod(world.best_params),
     "random": _make_ours("scheduler=fifo", "searcher=random"),
     "ASHA + random": _make_ours("scheduler=asha", "searcher=random"),
-    "ASHA + TPE": _make_ours("scheduler=asha", "searcher=tpe"),
+    WITHOUT_PRIOR: _make_ours(*_ASHA_TPE),
+    **WITH_PRIOR,
     "ASHA promote + TPE": _make_ours("scheduler=asha", "scheduler.mode=promote", "searcher=tpe"),
     "Ray: ASHA + OptunaSearch": lambda task, world: RayMethod(task),
     "Optuna: Hyperband + TPE": lambda task, world: OptunaMethod(task),

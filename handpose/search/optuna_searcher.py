@@ -19,6 +19,7 @@ would have proposed without the interruption.
 import contextlib
 import inspect
 import math
+import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -45,7 +46,13 @@ from handpose.search.points import (
     order_grid_points,
     place_values,
 )
-from handpose.search.sampler_view import SamplerView, show_trials
+from handpose.search.prior_sampler import (
+    PriorSampler,
+    compute_prior_probability,
+    limit_prior_probability,
+    sum_log_densities,
+)
+from handpose.search.sampler_view import SamplerView, rank_trials, show_trials
 from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.search.space import Params, Space, count_grid_points
 from handpose.search.study import (
@@ -79,6 +86,9 @@ _MAX_DRAWS = 5
 """The largest number of draws from the sampler for one proposal, if each draw repeats an earlier trial."""
 _MAX_RANDOM_DRAWS = 20
 """The largest number of further draws from the random sampler, in a space whose points cannot be listed."""
+_PRIOR_PROBABILITY = 0.2
+_NUM_PRIOR_DRAWS = 2
+"""The number of draws from the prior for one proposal, before the sampler is asked."""
 _PLAN_ATTRIBUTE = "plan"
 _WARM_START_ATTRIBUTE = "warm_start"
 """User attributes of the study.
@@ -113,6 +123,9 @@ class OptunaSearcher(Searcher):
             trials whose values are not comparable and so cannot be imported.
         constraints: cost -> upper limit, or None for no limit.
         repeats: a finite space does not limit the number of trials, because parameters change during training.
+        prior_probability: the probability that a proposal is drawn from the prior of the search space before there are
+            results. It rises if the best ones are where the prior says, falls if they are not, and falls with their
+            number. 0 ignores the prior. None: 0.2.
 
     Attributes:
         first_number: the number of the first trial of this sweep. Lower numbers are trials of earlier sweeps.
@@ -144,8 +157,10 @@ class OptunaSearcher(Searcher):
         warm_start_points: int = 0,
         constraints: dict[str, float | None] | None = None,
         repeats: bool = False,
+        prior_probability: float | None = None,
     ) -> None:
         self._repeats = repeats
+        self._prior_probability = _parse_prior_probability(prior_probability) if space.priors else 0.0
         self.constraints = parse_limits(constraints or {})
         self._space, self._name, self._seed, self._second_objective = space, name, seed, second_objective
         self._make_sampler = _resolve_sampler(sampler, num_objectives=1 if second_objective is None else 2)
@@ -165,6 +180,7 @@ class OptunaSearcher(Searcher):
             warm_start=warm_start or [],
             num_points=warm_start_points,
             limits=self.constraints,
+            tries_prior=self._prior_probability > 0,
         )
         initial_trials = None if resume else prepare_trials()  # before a file exists: it reports mistakes
         self._storage = open_storage(storage, folder)
@@ -274,6 +290,8 @@ class OptunaSearcher(Searcher):
         trial is drawn again a few times. After that, if the points of the space can be listed, an untried point is
         taken. A point to try first may repeat a trial of an earlier sweep, because only own trials can win.
 
+        With some probability the first draws are from the prior of the space.
+
         Args:
             number: the number of the trial.
             point: draws that are fixed, by name.
@@ -291,8 +309,12 @@ class OptunaSearcher(Searcher):
             ),
         )
         decided = [None] * self._num_draws if point is None else [point, point, *[None] * self._num_draws]
+        num_from_prior = _NUM_PRIOR_DRAWS if point is None and self._chooses_prior(number, view) else 0
+        decided = [*[None] * num_from_prior, *decided]
         for attempt, given in enumerate(decided):
             sampler = self._build_sampler(number, attempt)
+            if attempt < num_from_prior:
+                sampler = PriorSampler(sampler, self._space.priors, seed=self._derive_seed(number, attempt))
             pending, params = self._draw_trial(view, number, given, sampler)
             if self._make_sampler is None or not self._is_tried(params, besides_imported=given is not None):
                 origin = _describe_sampler(sampler, view) if given is None else self._describe_point(number)
@@ -307,6 +329,23 @@ class OptunaSearcher(Searcher):
         what = "a random draw" if untried is None else "a point that no trial has tried"
         pending.set_user_attr(ORIGIN_ATTRIBUTE, f"{what}, because {type(sampler).__name__} repeated earlier trials")
         return pending, params
+
+    def _chooses_prior(self, number: int, view: SamplerView) -> bool:
+        """Return whether the trial with this number is drawn from the prior of the space."""
+        if not self._prior_probability:
+            return False
+        chance = random.Random(f"prior {self._seed} {number}").random()
+        tried = [trial for trial in view.visible_trials if trial.params and trial.state != TrialState.RUNNING]
+        if chance >= limit_prior_probability(len(tried), initial=self._prior_probability):  # densities take a while
+            return False
+        ranked = rank_trials(
+            tried,
+            self._storage.get_study_directions(self._study_id)[0],
+            second_objective=self._second_objective,
+            constraints=self.constraints,
+        )
+        densities = (sum_log_densities(self._space.priors, trial.params, trial.distributions) for trial in ranked)
+        return chance < compute_prior_probability(list(densities), initial=self._prior_probability)
 
     def _describe_point(self, number: int) -> str:
         """Return the origin of a point that was decided before the trial was proposed."""
@@ -371,6 +410,11 @@ class OptunaSearcher(Searcher):
         sampler = self._build_sampler(0)
         if self._make_sampler is None:
             count_grid_points(self._space)
+            if self._prior_probability:
+                raise UserError(
+                    f"searcher=grid tries every point once, so the prior in {self._space.file} has no effect; remove "
+                    "it there, or give searcher.prior_probability=0, or use searcher=tpe"
+                )
             if has_warm_start:
                 raise UserError(
                     "searcher=grid tries every point once and cannot learn from other sweeps; leave out "
@@ -523,6 +567,10 @@ def _describe_sampler(sampler: BaseSampler, view: SamplerView) -> str:
     Samplers that learn have the number of trials that they need as `_n_startup_trials` (Optuna 5.0). TPE counts
     complete and stopped trials, and so does CMA-ES with `consider_pruned_trials`; the others count complete trials.
     """
+    if isinstance(sampler, PriorSampler):
+        if sampler.drawn:
+            return f"drawn from the prior of {', '.join(sorted(sampler.drawn))}"
+        sampler = sampler.sampler
     if isinstance(sampler, CurveSampler):
         return sampler.explain_choice()
     name, num_needed = type(sampler).__name__, getattr(sampler, "_n_startup_trials", 0)
@@ -532,6 +580,17 @@ def _describe_sampler(sampler: BaseSampler, view: SamplerView) -> str:
     states = {TrialState.COMPLETE, TrialState.PRUNED} if counts_stopped else {TrialState.COMPLETE}
     is_random = view.count_visible_trials(states) < num_needed
     return f"a random start-up trial of {name}, which needs {num_needed} results" if is_random else name
+
+
+def _parse_prior_probability(probability: float | None) -> float:
+    if probability is None:
+        return _PRIOR_PROBABILITY
+    if isinstance(probability, bool) or not 0 <= probability <= 1:
+        raise UserError(
+            f"searcher.prior_probability must be a number from 0 to 1, or null, but it is {probability}; 0 ignores "
+            "the prior of the search space"
+        )
+    return float(probability)
 
 
 def _make_params_key(trial: FrozenTrial) -> str:

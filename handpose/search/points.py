@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from handpose.errors import UserError
 from handpose.plain_values import is_equal, is_same, to_json_text
 from handpose.schema import find_nearest_keys
-from handpose.search.distributions import count_values, get_value_at, parse_label
+from handpose.search.distributions import count_values, get_value_at, parse_label, round_to_distribution
 from handpose.search.sampler_view import SamplerView
 from handpose.search.space import (
     GivenValuesSampler,
@@ -95,6 +95,25 @@ def list_first_points(space: Space, first: Sequence[Mapping[str, Any]], defaults
     """
     default = find_default_point(space, defaults)
     return [*([default] if default else []), *(_place_first_point(space, entry, defaults) for entry in first)]
+
+
+def find_most_probable_point(space: Space, defaults: Mapping[str, Any]) -> Params:
+    """Return the draws with the values of the space's priors, and the default values of other parameters.
+
+    Draws whose value is not in the space are left out.
+
+    Args:
+        space: the search space.
+        defaults: configuration key -> default value.
+    """
+    placed = place_values(space, {**defaults, **{key: prior.value for key, prior in space.priors.items()}})
+    rounded = {}
+    for name in placed.out_of_range:
+        distribution = placed.distributions[name]
+        if name in space.priors and not space.priors[name].find_problem(distribution):  # between two steps
+            assert isinstance(distribution, (FloatDistribution, IntDistribution))
+            rounded[name] = round_to_distribution(space.priors[name].value, distribution)
+    return placed.drop_draws([*placed.out_of_range, *placed.missing]) | rounded
 
 
 def order_grid_points(space: Space, first: Sequence[Params], seed: int) -> list[Params]:

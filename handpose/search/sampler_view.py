@@ -77,15 +77,16 @@ class SamplerView(InMemoryStorage):
 
     def count_visible_trials(self, states: Container[TrialState]) -> int:
         """Count the trials in these states that a sampler sees besides the pending one."""
-        return sum(trial.state in states for trial in self._visible_trials)
+        return sum(trial.state in states for trial in self.visible_trials)
 
     @cached_property
-    def _visible_trials(self) -> list[FrozenTrial]:
+    def visible_trials(self) -> list[FrozenTrial]:
+        """The trials that a sampler sees besides the pending one."""
         return self._list_trials()
 
     @property
     def _trials(self) -> list[FrozenTrial]:
-        return [*self._visible_trials, *([] if self._pending is None else [self._pending])]
+        return [*self.visible_trials, *([] if self._pending is None else [self._pending])]
 
     def _get_pending(self, trial_id: int) -> FrozenTrial:
         assert trial_id == _PENDING_TRIAL_ID
@@ -167,6 +168,27 @@ def show_trials(
     if max_ended is not None:
         shown = _limit_trials(shown, max_ended, ranking)
     return _sort_stopped_trials(shown, ranking) if has_two_objectives else shown
+
+
+def rank_trials(
+    trials: Sequence[FrozenTrial],
+    direction: StudyDirection,
+    *,
+    second_objective: str | None = None,
+    constraints: Collection[str] = (),
+) -> list[FrozenTrial]:
+    """Return trials, the best first and failed ones last, as TPE ranks them.
+
+    Args:
+        trials: trials as `show_trials` returns them, without running ones.
+        direction: the better direction of the metric.
+        second_objective: the second objective, if there are two.
+        constraints: names of the constraints.
+    """
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    others = [trial for trial in trials if trial.state != TrialState.FAIL]
+    sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
+    return [*_TrialRanking(sign, bool(constraints), second_objective is not None).rank_trials(others), *failed]
 
 
 def _show_outcomes(

@@ -36,7 +36,8 @@ class Searcher:
     A YAML file in configs/searcher names the class as `_target_`, with `_partial_: true` and the options of its
     constructor. The sweep adds those of the following arguments that the constructor has:
 
-    - space: the search space. Its `sample` draws from an `optuna.trial.BaseTrial`.
+    - space: the search space. Its `sample` draws from an `optuna.trial.BaseTrial`. Its `priors` say where the author of
+      the space believes that the best values lie (handpose/search/prior_sampler.py); it is empty without such beliefs.
     - defaults: configuration key -> value of the default configuration.
     - metric, mode: the metric to optimise, and `min` or `max`, its better direction.
     - second_objective: the name of a cost to minimise as well, or None.

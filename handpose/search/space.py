@@ -11,15 +11,21 @@ on the command line (https://hydra.cc/docs/advanced/override_grammar/extended):
 
 A Python file defines `space(trial: optuna.Trial) -> dict[str, object]` instead (define by run). Its keys may depend on
 earlier draws.
+
+Under the key `prior`, a YAML file may say where the best values are believed to lie (handpose/search/prior.py). A
+Python file may have a dict of this name.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import itertools
 import math
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,6 +39,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from handpose.errors import UserError, join_lines
 from handpose.files import expand_home
 from handpose.plain_values import is_equal, is_plain, is_same, to_json_text, to_plain
+from handpose.schema import find_nearest_keys
 from handpose.search.distributions import (
     check_range,
     check_steps,
@@ -44,11 +51,15 @@ from handpose.search.distributions import (
     parse_label,
     round_to_distribution,
 )
+from handpose.search.prior import Prior, parse_prior
 from handpose.yaml_files import load_yaml
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise Optuna reports every new study on stderr
 
 SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
+
+PRIOR_KEY = "prior"
+"""The key, or the name in a Python file, of the priors. There is no configuration key of this name."""
 
 Params: TypeAlias = dict[str, Any]
 """Configuration key -> value of one trial; values are scalars or lists of scalars."""
@@ -63,12 +74,14 @@ class YamlSpace:
         parameters: key -> distribution, in the order of the file.
         fixed: key -> value of the keys that have the same value in every trial.
         expressions: key -> its text in the file, for messages.
+        priors: key -> belief about its best value, of the keys that have one.
     """
 
     file: Path
     parameters: Mapping[str, BaseDistribution]
     fixed: Mapping[str, Any]
     expressions: Mapping[str, str]
+    priors: Mapping[str, Prior] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -98,11 +111,13 @@ class PythonSpace:
         file: the Python file.
         function: the file's `space(trial)`.
         fixed: key -> value of the keys that have this value in every trial instead of the drawn one.
+        priors: name -> belief about its best value, of the parameters that have one.
     """
 
     file: Path
     function: Callable[[Any], Mapping[str, Any]]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    priors: Mapping[str, Prior] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -190,15 +205,16 @@ def fix_params(space: Space, fixed: Mapping[str, Any]) -> Space:
     """
     if not fixed:
         return space
+    priors = {key: prior for key, prior in space.priors.items() if key not in fixed}
     if isinstance(space, YamlSpace):
         parameters = {key: each for key, each in space.parameters.items() if key not in fixed}
         expressions = {
             key: to_json_text(fixed[key]) if key in fixed else text for key, text in space.expressions.items()
         }
-        less: Space = YamlSpace(space.file, parameters, {**space.fixed, **fixed}, expressions)
+        less: Space = YamlSpace(space.file, parameters, {**space.fixed, **fixed}, expressions, priors)
         is_searched = bool(parameters)
     else:
-        less = replace(space, fixed=fixed)
+        less = replace(space, fixed=fixed, priors=priors)
         trial = optuna.create_study(sampler=_ExtremesSampler(upper=False, option=0)).ask()
         less.sample(trial)
         is_searched = bool(trial.params)
@@ -313,6 +329,8 @@ def _load_yaml(file: Path) -> YamlSpace:
         raise UserError(f"{file} is not valid YAML: {join_lines(error)}") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file} must map configuration keys to ranges, as in `optimizer.lr: interval(0.0001, 0.01)`")
+    content = dict(content)
+    written_priors = content.pop(PRIOR_KEY, None)
     parameters: dict[str, BaseDistribution] = {}
     fixed: dict[str, Any] = {}
     for key, value in content.items():
@@ -330,7 +348,9 @@ def _load_yaml(file: Path) -> YamlSpace:
         raise UserError(
             f"{file} has nothing to search: every key has one value; give at least one interval, range or choice"
         )
-    return YamlSpace(file, parameters, fixed, {str(key): str(value) for key, value in content.items()})
+    priors = _parse_priors(file, written_priors, parse_text=partial(_parse_value, file))
+    _check_priors(file, priors, {key: [each] for key, each in parameters.items()})
+    return YamlSpace(file, parameters, fixed, {str(key): str(value) for key, value in content.items()}, priors)
 
 
 def _load_python(file: Path) -> PythonSpace:
@@ -346,7 +366,72 @@ def _load_python(file: Path) -> PythonSpace:
     function = getattr(module, "space", None)
     if not callable(function):
         raise UserError(f"{file} must define a function space(trial) that returns a dict of configuration keys")
-    return PythonSpace(file, function)
+    space = PythonSpace(file, function, priors=_parse_priors(file, getattr(module, PRIOR_KEY, None)))
+    if space.priors:
+        _check_priors(file, space.priors, _find_distributions(space))
+    return space
+
+
+def _parse_priors(
+    file: Path, written: Any, *, parse_text: Callable[[str, str], Any] = lambda key, text: text
+) -> dict[str, Prior]:
+    """Parse what a file has under `prior`, or nothing.
+
+    Args:
+        file: the file, for the error message.
+        written: key -> the prior as it is written.
+        parse_text: parses the text of a value without a spread, from its key and the text.
+    """
+    if not isinstance(written, (Mapping, types.NoneType)):
+        raise UserError(
+            f"{file}: {PRIOR_KEY} must map searched keys to their best values, as in "
+            f"`{PRIOR_KEY}: {{optimizer.lr: 0.005 +- factor 3}}`, but it is {written!r}"
+        )
+    return {
+        str(key): parse_prior(f"{file}: {PRIOR_KEY}: {key}", value, partial(parse_text, str(key)))
+        for key, value in (written or {}).items()
+    }
+
+
+def _check_priors(
+    file: Path, priors: Mapping[str, Prior], distributions: Mapping[str, Sequence[BaseDistribution]]
+) -> None:
+    """Check that each prior fits one of the distributions of its parameter.
+
+    Raises:
+        UserError: the space does not search the key, or no distribution fits.
+    """
+    for key, prior in priors.items():
+        if key not in distributions:
+            near = find_nearest_keys(key, distributions)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it searches {', '.join(distributions)}"
+            raise UserError(f"{file}: {PRIOR_KEY}: the space does not search {key}; {hint}")
+        problems = [prior.find_problem(distribution) for distribution in distributions[key]]
+        if all(problems):
+            raise UserError(f"{file}: {PRIOR_KEY}: {key}: {prior}: {key} {problems[0]}")
+
+
+def _find_distributions(space: PythonSpace) -> dict[str, list[BaseDistribution]]:
+    """Return the distributions that draws of a Python space have, at the points that probe it and at its priors."""
+    options = range(_NUM_PROBED_OPTIONS)
+    samplers: list[optuna.samplers.BaseSampler] = [
+        GivenValuesSampler({name: prior.value for name, prior in space.priors.items()}),
+        *(_ExtremesSampler(upper=bool(option % 2), option=option) for option in options),
+        *(optuna.samplers.RandomSampler(seed=seed) for seed in range(_NUM_RANDOM_PROBES)),
+    ]
+    found: dict[str, list[BaseDistribution]] = {}
+    for sampler in samplers:
+        trial = optuna.create_study(sampler=sampler).ask()
+        with contextlib.suppress(UserError):  # the space rejects this combination of values
+            space.sample(trial)
+        for name, distribution in trial.distributions.items():
+            if distribution not in found.setdefault(name, []):
+                found[name].append(distribution)
+    return found
+
+
+_NUM_PROBED_OPTIONS = 10
+_NUM_RANDOM_PROBES = 100
 
 
 def _parse_expression(file: Path, key: str, expression: str) -> Override:
@@ -356,6 +441,12 @@ def _parse_expression(file: Path, key: str, expression: str) -> Override:
         cause = error.__cause__  # after a grammar error it is the parser's own error, which explains nothing
         reason = str(cause if isinstance(cause, (HydraException, TypeError, ValueError)) else error)
         raise UserError(f"{file}: cannot read {key}: {expression} ({' '.join(reason.split())})") from error
+
+
+def _parse_value(file: Path, key: str, text: str) -> Any:
+    """Parse the text of one value, such as 1e-3 or [1, 2], as Hydra does. A text that is a search range is returned."""
+    parsed = _parse_expression(file, key, text)
+    return text if parsed.is_sweep_override() else _unquote(parsed.value())
 
 
 def _parse_override(text: str) -> Override:

@@ -24,7 +24,7 @@ from handpose.formats import upgrade
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.metrics.validation import get_direction
 from handpose.plain_values import is_equal, is_same
-from handpose.search.points import SpacePlacement, list_first_points, place_values
+from handpose.search.points import SpacePlacement, find_most_probable_point, list_first_points, place_values
 from handpose.search.space import Params, Space, flatten_config
 from handpose.search.study import (
     COST_NAMES,
@@ -121,6 +121,7 @@ def prepare_initial_trials(
     num_points: int,
     limits: Mapping[str, float],
     second_objective: str | None = None,
+    tries_prior: bool = False,
 ) -> InitialTrials:
     """Collect the points and trials that a sweep over this space starts with.
 
@@ -133,6 +134,7 @@ def prepare_initial_trials(
             not comparable.
         limits: constraint -> upper limit.
         second_objective: the cost that is the second objective. A trial without it is not comparable.
+        tries_prior: try the most probable configuration of the space's prior after `first`.
 
     Raises:
         UserError: a configuration is not in the space, or a folder is not that of a readable sweep.
@@ -140,6 +142,9 @@ def prepare_initial_trials(
     points = list_first_points(space, first, here.settings)
     given = [f"point {place} of searcher.points_to_evaluate" for place in range(1, len(first) + 1)]
     origins = ["the default configuration"] * (len(points) - len(first)) + given
+    if tries_prior:
+        points.append(find_most_probable_point(space, here.settings))
+        origins.append("the most probable configuration of the prior")
     initial_trials = InitialTrials(points, origins)
     seen_origins: set[tuple[str, int]] = set()
     for folder in warm_start:

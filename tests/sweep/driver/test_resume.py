@@ -160,6 +160,31 @@ def test_what_the_command_line_gives_is_held_and_stays_so_when_the_sweep_goes_on
     assert again.origin == {"data_fingerprint": "abc"}
 
 
+def test_a_prior_is_that_of_the_copied_space_and_cannot_be_weighed_anew(tmp_path, write_space):
+    folder = tmp_path / "sweeps" / "mine"
+    overrides = ["sweep.name=mine", f"paths.output={tmp_path}"]
+    config = compose("tune", overrides)
+    text = "optimizer.lr: tag(log, interval(1e-4, 1e-2))\nprior: {optimizer.lr: 0.001 +- factor 2}"
+    space = write_space(text)
+    copy_space(space, folder)
+    task = SweepTask(config, overrides, list_location_overrides(config), {}, space)
+    write_yaml(folder / "sweep.yaml", make_sweep_record(task, {}))
+    space.file.write_text(text.replace("0.001", "0.009"))  # for the next sweep
+    assert load_recorded_task(folder, []).space.priors == space.priors
+    with pytest.raises(UserError, match=r"searcher.prior_probability=0.1: a resumed sweep keeps its configuration"):
+        load_recorded_task(folder, ["searcher.prior_probability=0.1"])
+    with pytest.raises(UserError, match=r"search_space=.*: a resumed sweep keeps its configuration"):
+        load_recorded_task(folder, [f"search_space={space.file}"])
+
+
+def test_a_sweep_of_a_version_without_priors_goes_on(folder):
+    file = folder / "sweep.yaml"
+    content = yaml.safe_load(file.read_text())
+    del content["config"]["searcher"]["prior_probability"]
+    write_yaml(file, content)
+    assert load_recorded_task(folder, []).space.priors == {}
+
+
 def test_nothing_is_held_that_the_space_does_not_set(write_space):
     space = write_space("optimizer.lr: interval(1e-4, 1e-2)\nmodel/decoder: choice(pyramid, effpose)")
     values = {"optimizer.lr": 0.1, "model/decoder": "effpose", "heatmap.sigma": 0.02}
