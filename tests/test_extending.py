@@ -70,11 +70,13 @@ def contract_report(place):
     return run(place, *PYTEST, "-vv", *tests, "--extensions", "mine", "-k", "contracts or one_change")
 
 
+@pytest.mark.slow
 def test_the_examples_pass_the_contract_tests(contract_report):
     assert re.search(r"tests/contracts/.* PASSED", contract_report)
     assert not re.search(r"tests/contracts/.* SKIPPED", contract_report)
 
 
+@pytest.mark.slow
 def test_the_searcher_passes_the_contract_tests_of_searchers(contract_report):
     assert re.search(r"test_searchers\.py.* PASSED", contract_report)
 

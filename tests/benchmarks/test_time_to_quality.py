@@ -6,6 +6,9 @@ import json
 import pytest
 from optuna.trial import TrialState
 
+from benchmarks.clock import ClockedSegment
+from benchmarks.sweeps import MeasuredSweep
+from handpose.config import compose
 from handpose.schedulers.asha import Asha
 
 quality = importlib.import_module("benchmarks.time_to_quality")
@@ -74,9 +77,20 @@ def test_every_method_is_replayed_on_the_shipped_curves(tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
-def test_random_search_and_plain_are_really_trained(tmp_path, monkeypatch):
+def test_the_plain_side_is_really_trained_after_random_search(tmp_path, monkeypatch):
+    """tests/benchmarks/test_slots.py trains our side, also with random search."""
     methods = {name: quality.METHODS[name] for name in (quality.RANDOM, quality.PLAIN)}
     monkeypatch.setattr(quality, "METHODS", methods)
+    measure = quality.measure_sweep
+
+    def measure_plain(side, overrides):
+        if side == "plain":
+            return measure(side, overrides)
+        assert compose("tune", overrides).sweep.num_trials == 2
+        trial = ClockedSegment({"optimizer.lr": 0.1}, 1.0, 3.0, 1.0, 0.5, [(2.0, 1, 9.0), (3.0, 2, 8.0)])
+        return MeasuredSweep(0.0, 4.0, 1, [trial])
+
+    monkeypatch.setattr(quality, "measure_sweep", measure_plain)
     output = tmp_path / "q.json"
     arguments = ["--seeds", "1", "--slots", "1", "--random-trials", "2", "--num-trials", "2", "--epochs", "2"]
     arguments += ["--batches", "2", "data.source.num_train=120", "data.source.num_eval=8", "--output", str(output)]

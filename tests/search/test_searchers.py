@@ -146,18 +146,18 @@ def test_proposals_depend_on_the_seed_and_repeated_snapshots_change_nothing(make
     assert run(make("c", seed=6), range(NUM_TRIALS)) != asked
 
 
-@pytest.mark.parametrize("num_before", [0, 1, 4, 7])
-def test_a_resumed_searcher_proposes_what_an_uninterrupted_one_does(make, num_before):
+def test_a_resumed_searcher_proposes_what_an_uninterrupted_one_does(make):
     whole = run(make("whole"), range(NUM_TRIALS))
-    killed = make("resumed")
-    before = run(killed, range(num_before))
-    last = killed.suggest(num_before)  # the process is killed before the proposal becomes an event
-    known = [killed.snapshots[number] for number in range(num_before)]
-    resumed = make("resumed", resume=True)
-    resumed.restore_trials(known)
-    assert before == whole[:num_before]
-    assert last == whole[num_before]
-    assert run(resumed, range(num_before, NUM_TRIALS)) == whole[num_before:]
+    for num_before in (0, 1, 4, 7):
+        killed = make(f"resumed_{num_before}")
+        before = run(killed, range(num_before))
+        last = killed.suggest(num_before)  # the process is killed before the proposal becomes an event
+        known = [killed.snapshots[number] for number in range(num_before)]
+        resumed = make(f"resumed_{num_before}", resume=True)
+        resumed.restore_trials(known)
+        assert before == whole[:num_before], num_before
+        assert last == whole[num_before], num_before
+        assert run(resumed, range(num_before, NUM_TRIALS)) == whole[num_before:], num_before
 
 
 def test_the_number_of_points_is_known_before_and_none_is_proposed_twice(make, space):

@@ -16,7 +16,6 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from handpose.report.sweep_record import Importance, ParameterEffect
@@ -76,7 +75,8 @@ def _compute_epoch_importance(
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.add_trials([_make_frozen_trial(trial, loss) for trial, loss in zip(trials, losses, strict=True)])
     num_best = max(_MIN_BEST, math.ceil(_BEST_FRACTION * len(trials)))
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=num_best / len(trials))
+    # Optuna imports this module, and with it scikit-learn, on first use: small sweeps and other programs do without.
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=num_best / len(trials))
     whole = _evaluate_importances(study, evaluator, losses)
     total = sum(whole.values()) or 1.0
     halves, shuffled = [], []
@@ -112,12 +112,12 @@ def _drop_half(losses: NDArray[np.float64], generator: np.random.Generator) -> N
 
 
 def _evaluate_importances(
-    study: optuna.Study, evaluator: PedAnovaImportanceEvaluator, losses: NDArray[np.float64]
+    study: optuna.Study, evaluator: "optuna.importance.PedAnovaImportanceEvaluator", losses: NDArray[np.float64]
 ) -> dict[str, float]:
     """Return parameter -> importance for these losses; trials whose loss is NaN do not count."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about branches with few trials, and that smaller is better
-        return get_param_importances(
+        return optuna.importance.get_param_importances(
             study, evaluator=evaluator, target=lambda trial: float(losses[trial.number]), normalize=False
         )
 

@@ -43,6 +43,10 @@ class RetrainNodes(NamedTuple):
     def num_devices(self) -> int:
         return len(self.node_ids) * self.devices_per_node
 
+    @property
+    def num_gpus(self) -> int:
+        return self.num_devices if self.gpus_per_device else 0
+
 
 def find_retrain_nodes(
     sweep: SweepSettings, *, devices: int | None, batch_size: int, excluded_nodes: Collection[str] = ()

@@ -90,8 +90,6 @@ def confirm_finalists(
 ) -> dict[str, Any] | None:
     """Train the finalists of a sweep again with fresh seeds, and write confirm.yaml.
 
-    If a budget ends the confirmation, the seeds count with which all candidates have been trained.
-
     Args:
         table: trials of the sweep.
         sweep: settings of the sweep, which has ended.
@@ -134,11 +132,7 @@ def confirm_finalists(
         process_mb=read_process_mb(sweep.path),
     )
     with run_sweep(run) as trained:
-        seeds = _list_trained_seeds(trained, chosen, seeds)
-        content = summarise_confirmation(chosen, seeds, trained) if seeds else None
-    if content is not None:
-        write_yaml(folder / CONFIRM_FILE, content)
-    return content
+        return _write_confirmation(folder, chosen, seeds, trained)
 
 
 def choose_candidates(table: TrialTable, *, defaults: Mapping[str, Any], top_k: int) -> list[Candidate]:
@@ -251,6 +245,22 @@ def _limit_settings(
     history = rebuild_history(settings, events)
     gpu_hours = None if budget.gpu_hours is None else history.count_gpu_hours(history.at) + budget.gpu_hours
     return replace(settings, time_budget_s=history.at + max(budget.time_s, 1.0), gpu_hours=gpu_hours)
+
+
+def _write_confirmation(
+    folder: Path, chosen: Sequence[Candidate], seeds: list[int], trained: TrialTable
+) -> dict[str, Any] | None:
+    """Write confirm.yaml and return its content.
+
+    If a budget has ended the confirmation, only the seeds count with which all candidates have been trained. Without
+    such a seed nothing is written.
+    """
+    common = _list_trained_seeds(trained, chosen, seeds)
+    if not common:
+        return None
+    content = summarise_confirmation(chosen, common, trained)
+    write_yaml(folder / CONFIRM_FILE, content)
+    return content
 
 
 def _list_trained_seeds(table: TrialTable, chosen: Sequence[Candidate], seeds: list[int]) -> list[int]:

@@ -99,19 +99,29 @@ def retrain_winner(
     announce = partial(_print_start, folder, config, epoch_s=epoch_s, trial_epochs=trial_epochs, find_end=find_end)
     val_overrides = _make_val_overrides(use_val)
     if find_nodes is not None and not _has_devices(winner):
-        with find_nodes(config.data.batch_size) as retrain_nodes:
-            if retrain_nodes is not None:
-                num_devices = retrain_nodes.num_devices
-                changes = announce(num_devices, num_gpus=num_devices if retrain_nodes.gpus_per_device else 0)
-                _run_on_cluster(folder, retrain_nodes, [*val_overrides, *changes])
+        with find_nodes(config.data.batch_size) as nodes:
+            if nodes is not None:
+                _run_on_cluster(folder, nodes, [*val_overrides, *announce(nodes.num_devices, num_gpus=nodes.num_gpus)])
                 return _read_metrics(place)
     number = _find_divisor(devices or _count_gpus(config, winner), config.data.batch_size)
+    return _train_on_this_machine(folder, winner, config, number, announce, val_overrides)
+
+
+def _train_on_this_machine(
+    folder: Path,
+    winner: list[str],
+    config: DictConfig,
+    number: int,
+    announce: Callable[..., list[str]],
+    val_overrides: list[str],
+) -> dict[str, float]:
+    """Train on so many devices of this machine: in this process, or in a subprocess if they share each batch."""
     num_devices = count_local_processes(config) if number == 1 else number
     changes = [*val_overrides, *announce(num_devices, num_gpus=num_devices if uses_gpu(config) else 0)]
     if number == 1:
         return _train_in_process(folder, winner, devices=1, changes=changes)
     _run_in_subprocess(folder, number, changes)
-    return _read_metrics(place)
+    return _read_metrics(folder / "retrain")
 
 
 def _print_start(

@@ -209,11 +209,7 @@ def measure_trial_cost(
     hands = make_random_hands(config.data.batch_size, config.data.image_size or data.image_size)
     module.axes.fit(hands.xyz_m)
     watch = CostMonitor(saves_checkpoint=True)
-    with tempfile.TemporaryDirectory() as folder, suppress_library_output(), explain_trainer_errors(config):
-        trainer = make_training_trainer(
-            _shorten_training(config), RunFolders(*[Path(folder)] * 3), callbacks=[watch], quiet=True
-        )
-        trainer.fit(module, datamodule=_RepeatedBatch(hands, num_steps))
+    metrics = _train_briefly(module, config, _RepeatedBatch(hands, num_steps), watch)
     return TrialCost(
         num_parameters=count_parameters(module),
         start_s=watch.first_step_at_s - began,
@@ -229,9 +225,21 @@ def measure_trial_cost(
         gpu=watch.gpu,
         latency_ms=watch.latency_ms,
         checkpoint_mb=watch.checkpoint_mb,
-        trace=tuple(float(value) for _, value in sorted(trainer.callback_metrics.items())),
+        trace=tuple(float(value) for _, value in sorted(metrics.items())),
         ignored=tuple(key for key, value in params.items() if _is_ignored(config, key, value)),
     )
+
+
+def _train_briefly(
+    module: pl.LightningModule, config: DictConfig, data: pl.LightningDataModule, watch: CostMonitor
+) -> dict[str, torch.Tensor]:
+    """Train and validate for one short epoch, as the configuration says. Return the loss and the metrics."""
+    with tempfile.TemporaryDirectory() as folder, suppress_library_output(), explain_trainer_errors(config):
+        trainer = make_training_trainer(
+            _shorten_training(config), RunFolders(*[Path(folder)] * 3), callbacks=[watch], quiet=True
+        )
+        trainer.fit(module, datamodule=data)
+    return dict(trainer.callback_metrics)
 
 
 def measure_costs(module: pl.LightningModule) -> dict[str, float]:
