@@ -1,7 +1,11 @@
-"""Search methods behind one interface, for benchmarks/search.py: ours, and those of other packages through their own.
+"""Search methods behind one interface, for benchmarks/search.py: ours, and those of the packages that we require.
 
 A method chooses the trial that a free slot runs next, and gets the loss of each epoch. What the packages decide
-themselves (which trial starts, pauses, resumes or stops) is left to them.
+themselves (which trial starts, pauses, resumes or stops) is left to them. Methods of further packages are in
+benchmarks/search_peers.py.
+
+No method starts with the default configuration. Ours does in a sweep, which is a head start of a few trials if the
+default is a good one.
 """
 
 import math
@@ -11,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from benchmarks.curve_surrogate import LOSS
-from handpose.config import compose, to_plain_values
+from handpose.config import compose
 from handpose.schedulers.scheduler import Scheduler
 from handpose.search.searcher import Searcher, TrialSnapshot
-from handpose.search.space import Params, Space, flatten_config
+from handpose.search.space import Params, Space
 
 Decision = Literal["continue", "pause", "stop"]
 
-_MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")
 """A folder in memory: the study is a file that is synchronised after every report."""
 
 
@@ -56,6 +60,8 @@ class Method(Protocol):
 class OurMethod:
     """A scheduler and a searcher of this project, as configs/scheduler and configs/searcher make them.
 
+    The searcher gets no default configuration, which it would propose first.
+
     Args:
         task: what is searched.
         choices: overrides that select them.
@@ -68,7 +74,7 @@ class OurMethod:
 
         config = compose("tune", [*task.overrides, *choices, f"sweep.max_epochs={task.max_epochs}"])
         self._max_epochs = task.max_epochs
-        self._folder = tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None)
+        self._folder = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
         common = {"space": task.space, "max_epochs": task.max_epochs, "seed": task.seed}
         self._scheduler: Scheduler = bind_arguments(instantiate(config.scheduler), num_objectives=1, **common)()
         self._searcher: Searcher = bind_arguments(
@@ -78,7 +84,7 @@ class OurMethod:
             metric=LOSS,
             mode="min",
             repeats=False,
-            defaults=flatten_config(to_plain_values(config)),
+            defaults={},  # so that the default configuration is not the first one
             **common,
         )()
         self._snapshots: dict[int, TrialSnapshot] = {}
@@ -121,12 +127,12 @@ class OurMethod:
         self._searcher.on_trial_update(self._snapshots[number])
 
 
-class _RayTrial:
+class RayTrial:
     """What Ray's schedulers read of a trial."""
 
     def __init__(self, trial_id: str, config: Params, scheduler: Any) -> None:
         self.trial_id, self.config = trial_id, config
-        self.status = "RUNNING"
+        self.status, self.is_saving = "RUNNING", False
         self.last_result: dict[str, Any] = {}
         self.stopping_criterion = {"training_iteration": math.inf}
 
@@ -143,14 +149,14 @@ class RayMethod:
             metric=LOSS, mode="min", max_t=task.max_epochs, grace_period=1, reduction_factor=3
         )
         self._max_epochs = task.max_epochs
-        self._trials: dict[str, _RayTrial] = {}
+        self._trials: dict[str, RayTrial] = {}
 
     def next_trial(self) -> tuple[str, Params | None] | None:
         name = str(len(self._trials))
         params = self._searcher.suggest(name)
         if params is None:
             return None
-        self._trials[name] = _RayTrial(name, params, self._scheduler)
+        self._trials[name] = RayTrial(name, params, self._scheduler)
         self._scheduler.on_trial_add(None, self._trials[name])
         return name, params
 
