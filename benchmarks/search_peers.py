@@ -425,6 +425,9 @@ class RayBohbMethod:
 class NepsMethod:
     """An optimizer of NePS, asked and told through its AskAndTell.
 
+    Its ASHA also promotes a trial whose result is still pending if a rung has no better one. There is no checkpoint
+    then, so the promoted configuration is trained from the start.
+
     Args:
         task: what is searched.
         algorithm: name of the function in `neps.algorithms`.
@@ -441,30 +444,39 @@ class NepsMethod:
         self._names = {f"parameter_{number}": name for number, name in enumerate(self._flat.parameters)}
         space = make_neps_space({each: self._flat.parameters[name] for each, name in self._names.items()}, task)
         self._neps = neps.AskAndTell(getattr(neps.algorithms, algorithm)(space, eta=_ETA, **options))
-        self._pending: dict[str, Any] = {}
-        self._started: set[str] = set()
+        self._running: dict[str, Any] = {}
+        self._paused: dict[str, dict[str, int]] = {}  # number of a configuration -> trial -> epochs
 
     def next_trial(self) -> tuple[str, Params | None] | None:
         asked = self._neps.ask()
-        number = asked.metadata.id.partition("_rung_")[0]
-        self._pending[number] = asked
-        if number in self._started:
-            return number, None
-        self._started.add(number)
-        return number, self._flat.build_params({name: asked.config[each] for each, name in self._names.items()})
+        paused = self._paused.setdefault(_get_number(asked), {})
+        resumable = [name for name, epochs in paused.items() if epochs < asked.config[_EPOCH]]
+        trial = max(resumable, key=lambda name: paused[name], default=asked.metadata.id)
+        self._running[trial] = asked
+        if resumable:
+            del paused[trial]
+            return trial, None
+        return trial, self._flat.build_params({name: asked.config[each] for each, name in self._names.items()})
 
     def report(self, trial: str, epoch: int, loss: float) -> Decision:
-        asked = self._pending[trial]
+        asked = self._running[trial]
+        if math.isfinite(loss) and epoch < asked.config[_EPOCH]:
+            return "continue"
+        del self._running[trial]
         if not math.isfinite(loss):
             self._neps.tell(asked, FloatingPointError("the training diverged"))
             return "stop"
-        if epoch < asked.config[_EPOCH]:
-            return "continue"
         self._neps.tell(asked, loss)
+        self._paused[_get_number(asked)][trial] = epoch
         return "pause"
 
     def close(self) -> None:
         """Do nothing: the trials are in memory."""
+
+
+def _get_number(asked: Any) -> str:
+    """Return the number of the configuration, which an evaluation with a larger budget shares."""
+    return asked.metadata.id.partition("_rung_")[0]
 
 
 def make_neps_space(parameters: Mapping[str, FlatParameter], task: Task) -> Any:
