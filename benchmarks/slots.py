@@ -198,11 +198,11 @@ def format_table(scheduler: str, figures: Mapping[str, Any]) -> str:
     )
     for head, name, digits in rows:
         lines.append(f"{head:34}" + "".join(f"{figures['medians'][side][name]:22.{digits}f}" for side in _SIDES))
-    for head, name, digits in (
+    for head, name, form in (
         ("slot-s over ours", "over_ours", ".2f"),
         ("difference of a value", "differences", ".2g"),
     ):
-        cells = "".join(f"{figures[name][side]:22{digits}}" for side in _OTHERS)
+        cells = "".join(f"{figures[name][side]:22{form}}" for side in _OTHERS)
         lines.append(f"{head:34}{'':22}{cells}")
     return "\n".join(lines) + "\n"
 

@@ -64,7 +64,7 @@ class Recorded:
         self.method.close()
 
 
-def run_search(name, space, *, seed=0, max_trainings=8, num_slots=2):
+def run_search(name, space, *, seed=0, max_trainings=5, num_slots=2):
     task = search.Task(load_space(space), (), 27, num_slots, seed)
     method = Recorded(peers.PEERS[name].make(task))
     search.simulate(World(), method, num_slots=num_slots, start_s=0.1, seed=seed, max_trainings=max_trainings)
@@ -175,8 +175,8 @@ def test_a_peer_proposes_configurations_of_the_space_and_trains_some_longer_than
     found = run_search(name, "default")
     assert all(is_in_space(load_space("default"), params) for params in found.params)
     assert len({str(params) for params in found.params}) > 4
-    # Those of Syne Tune 0.14 that pause trials do not train one to its end in so short a search.
-    assert max(found.epochs.values()) >= (3 if "0.14" in name else 27)
+    # The brackets of SMAC and the trials of PASHA and DyHPO are not complete after so short a search.
+    assert max(found.epochs.values()) >= (3 if "SMAC" in name or "0.14" in name else 27)
     assert min(found.ends) == 1
     assert found.params[0]["optimizer.lr"] != pytest.approx(math.sqrt(2e-4 * 1e-2))  # the middle of the range
 
