@@ -2,11 +2,15 @@
 
     python benchmarks/search.py --output benchmarks/results/search.json
     python benchmarks/search.py --spaces default --methods "random" "ASHA + TPE" --slots 16 --seeds 20
+    python benchmarks/search.py --spaces default --methods "SMAC: MultiFidelityFacade" --slots 16 --seeds 4
 
 Every method searches the same surrogate (benchmarks/curve_surrogate.py) on a simulated clock. Slots train trials epoch
 by epoch; an epoch costs the predicted processor seconds of the configuration, and each start or resumption of a trial
 --start-seconds before. Cost is in slot-seconds: the time on the clock multiplied by the number of slots, whether they
-are busy or idle.
+are busy or idle. Every method pays the same for a start: what Ray's `reuse_actors` saves on real ones is not simulated.
+
+The methods of Syne Tune, SMAC, NePS and TuneBOHB (benchmarks/search_peers.py) need requirements-benchmarks.txt. Without
+--methods, those whose package is missing are left out. Their models may take minutes per search.
 
 The loss that a method sees has the differences between seeds. It is judged by the loss without them: a target is
 reached when a trial's loss, without the noise, is at most that of the best of 100 (or 400) fully trained random
@@ -47,11 +51,15 @@ from benchmarks.asha_modes import compute_mean  # noqa: E402
 from benchmarks.curve_surrogate import CurveSurrogate, read_curves  # noqa: E402
 from benchmarks.record_curves import CURVES, RECORDINGS  # noqa: E402
 from benchmarks.result_files import write_results  # noqa: E402
-from benchmarks.search_methods import METHODS, WITH_PRIOR, WITHOUT_PRIOR, Method, OurMethod, Task  # noqa: E402
+from benchmarks.search_methods import METHODS as OWN_METHODS  # noqa: E402
+from benchmarks.search_methods import WITH_PRIOR, WITHOUT_PRIOR, Method, OurMethod, Task  # noqa: E402
+from benchmarks.search_peers import PEERS  # noqa: E402
+from handpose.errors import UserError  # noqa: E402
 from handpose.resources import count_cores  # noqa: E402
 from handpose.search.points import draw_trial  # noqa: E402
 from handpose.search.space import Params, Space, load_space  # noqa: E402
 
+METHODS = [*OWN_METHODS, *PEERS]
 BASELINE = "Ray: ASHA + OptunaSearch"
 _NUM_REFERENCE = 20_000
 _TARGETS = (100, 400)
@@ -188,7 +196,7 @@ def run_once(name: str, num_slots: int, seed: int, given: argparse.Namespace) ->
     """Simulate one search of one method, in a worker process."""
     world = _worlds[0]
     task = Task(world.space, world.overrides, world.surrogate.num_epochs, num_slots, seed)
-    with contextlib.closing(METHODS[name](task, world)) as method:
+    with contextlib.closing(PEERS[name].make(task) if name in PEERS else OWN_METHODS[name](task, world)) as method:
         return simulate(
             world,
             method,
@@ -260,11 +268,34 @@ def _format_prior_ratios(rows: Mapping[str, Any]) -> list[str]:
     return sorted(lines)
 
 
+def select_methods(names: Sequence[str] | None) -> list[str]:
+    """Return the methods to run: the given ones, or None for all whose packages are installed.
+
+    Raises:
+        UserError: the package of a given method is not installed.
+    """
+    missing = [
+        name for name in (METHODS if names is None else names) if name in PEERS and not PEERS[name].is_installed()
+    ]
+    if not missing:
+        return list(METHODS if names is None else names)
+    if names is None:
+        print(f"left out, their packages are not installed (see requirements-benchmarks.txt): {', '.join(missing)}\n")
+        return [name for name in METHODS if name not in missing]
+    modules = ", ".join(dict.fromkeys(module for name in missing for module in PEERS[name].modules))
+    raise UserError(
+        f"--methods: {', '.join(missing)} cannot run, because {modules} cannot be imported; see "
+        "requirements-benchmarks.txt for how to install them"
+    )
+
+
 def main() -> None:
     """Simulate every method on every space with every number of slots, and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spaces", nargs="+", default=list(RECORDINGS), choices=RECORDINGS, help="recordings")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="methods; default: all")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, help="methods; default: all whose packages are installed"
+    )
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of slots")
     parser.add_argument("--seeds", type=int, default=100, help="searches of each method; default: %(default)s")
     parser.add_argument("--start-seconds", type=float, default=1.0, help="seconds to start or resume a trial")
@@ -272,6 +303,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=count_cores(), help="searches at a time; default: one per core")
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
+    try:
+        given.methods = select_methods(given.methods)
+    except UserError as error:
+        parser.error(str(error))
     results: dict[str, Any] = {}
     for space in given.spaces:
         world = World(space)

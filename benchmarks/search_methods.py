@@ -1,7 +1,11 @@
-"""Search methods behind one interface, for benchmarks/search.py: ours, and those of other packages through their own.
+"""Search methods behind one interface, for benchmarks/search.py: ours, and those of the packages that we require.
 
 A method chooses the trial that a free slot runs next, and gets the loss of each epoch. What the packages decide
-themselves (which trial starts, pauses, resumes or stops) is left to them.
+themselves (which trial starts, pauses, resumes or stops) is left to them. Methods of further packages are in
+benchmarks/search_peers.py.
+
+No method starts with the default configuration. Ours does in a sweep, which is a head start of a few trials if the
+default is a good one.
 """
 
 import math
@@ -12,16 +16,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from benchmarks.curve_surrogate import LOSS
-from handpose.config import compose, to_plain_values
+from handpose.config import compose
 from handpose.schedulers.scheduler import Scheduler
 from handpose.search.prior import Prior
 from handpose.search.searcher import Searcher, TrialSnapshot
-from handpose.search.space import Params, Space, flatten_config
+from handpose.search.space import Params, Space
 
 Decision = Literal["continue", "pause", "stop"]
 
 _ENDLESS = "sweep.num_trials=100000"
-_MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")
 """A folder in memory: the study is a file that is synchronised after every report."""
 
 
@@ -59,6 +63,8 @@ class Method(Protocol):
 class OurMethod:
     """A scheduler and a searcher of this project, as configs/scheduler and configs/searcher make them.
 
+    The searcher gets no default configuration, which it would propose first.
+
     Args:
         task: what is searched.
         choices: overrides that select them.
@@ -75,7 +81,7 @@ class OurMethod:
         config = compose("tune", [*task.overrides, *choices, f"sweep.max_epochs={task.max_epochs}", _ENDLESS])
         self.now = 0.0
         self._max_epochs = task.max_epochs
-        self._folder = tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None)
+        self._folder = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
         common = {"space": task.space, "max_epochs": task.max_epochs, "seed": task.seed}
         self._scheduler: Scheduler = bind_arguments(instantiate(config.scheduler), num_objectives=1, **common)()
         self._searcher: Searcher = bind_arguments(
@@ -85,7 +91,7 @@ class OurMethod:
             metric=LOSS,
             mode="min",
             repeats=False,
-            defaults=flatten_config(to_plain_values(config)),
+            defaults={},  # so that the default configuration is not the first one
             **common,
         )()
         self._snapshots: dict[int, TrialSnapshot] = {}
@@ -130,12 +136,12 @@ class OurMethod:
         self._searcher.on_trial_update(self._snapshots[number])
 
 
-class _RayTrial:
+class RayTrial:
     """What Ray's schedulers read of a trial."""
 
     def __init__(self, trial_id: str, config: Params, scheduler: Any) -> None:
         self.trial_id, self.config = trial_id, config
-        self.status = "RUNNING"
+        self.status, self.is_saving = "RUNNING", False
         self.last_result: dict[str, Any] = {}
         self.stopping_criterion = {"training_iteration": math.inf}
 
@@ -152,14 +158,14 @@ class RayMethod:
             metric=LOSS, mode="min", max_t=task.max_epochs, grace_period=1, reduction_factor=3
         )
         self._max_epochs = task.max_epochs
-        self._trials: dict[str, _RayTrial] = {}
+        self._trials: dict[str, RayTrial] = {}
 
     def next_trial(self) -> tuple[str, Params | None] | None:
         name = str(len(self._trials))
         params = self._searcher.suggest(name)
         if params is None:
             return None
-        self._trials[name] = _RayTrial(name, params, self._scheduler)
+        self._trials[name] = RayTrial(name, params, self._scheduler)
         self._scheduler.on_trial_add(None, self._trials[name])
         return name, params
 
@@ -259,6 +265,9 @@ METHODS: Mapping[str, Callable[[Task, Any], Method]] = {
     "ASHA + random": _make_ours("scheduler=asha", "searcher=random"),
     WITHOUT_PRIOR: _make_ours(*_ASHA_TPE),
     **WITH_PRIOR,
+    "ASHA + curves": _make_ours("scheduler=asha", "searcher=curves"),
+    "ASHA promote + curves": _make_ours("scheduler=asha", "scheduler.mode=promote", "searcher=curves"),
+    "freeze-thaw + curves": _make_ours("scheduler=freeze_thaw", "searcher=curves"),
     "ASHA promote + TPE": _make_ours("scheduler=asha", "scheduler.mode=promote", "searcher=tpe"),
     "Ray: ASHA + OptunaSearch": lambda task, world: RayMethod(task),
     "Optuna: Hyperband + TPE": lambda task, world: OptunaMethod(task),

@@ -2,12 +2,13 @@
 
     python benchmarks/slots.py [OVERRIDES OF tune.py] --output benchmarks/results/slots.json
 
-Both sides train the same short trials on the same slots: same proposals, network, data, epochs, seed and threads (one).
-The plain side (benchmarks/sweeps.py) keeps the defaults of Tune and Lightning. Each sweep runs in its own process with
-a new Ray, the runs of the sides are interleaved, and the figures are medians. The clock runs from the request for the
-sweep, before Ray starts and our own checks run, until the last trial ends. The imports of the driver are excluded on
-both sides, those of the workers are included. With `fifo` every trial is trained to its end. With `asha` trials are
-stopped, by our scheduler and by Ray's, which may stop different ones.
+All sides train the same short trials on the same slots: same proposals, network, data, epochs, seed and threads (one).
+The plain side (benchmarks/sweeps.py) keeps the defaults of Tune and Lightning, so that Tune starts a process for each
+trial. "plain + reuse_actors" does not, which makes it the fair baseline for what a start costs. Each sweep runs in its
+own process with a new Ray, the runs of the sides are interleaved, and the figures are medians. The clock runs from the
+request for the sweep, before Ray starts and our own checks run, until the last trial ends. The imports of the driver
+are excluded on all sides, those of the workers are included. With `fifo` every trial is trained to its end. With `asha`
+trials are stopped, by our scheduler and by Ray's, which may stop different ones.
 
     slot-s       slots x that time
     efficiency   seconds in training steps and validations, divided by slot-s
@@ -42,6 +43,7 @@ from handpose.search.space import Params, flatten_config, load_space  # noqa: E4
 from handpose.sweep.audit.audit import compose_choices  # noqa: E402
 
 _SIDES: tuple[Side, ...] = get_args(Side)
+_OTHERS = [side for side in _SIDES if side != "ours"]
 
 
 class SlotTimeAccount(NamedTuple):
@@ -60,7 +62,7 @@ class SlotTimeAccount(NamedTuple):
 
 
 def main() -> None:
-    """Measure both sides in turns, and print how their slot-seconds were spent."""
+    """Measure all sides in turns, and print how their slot-seconds were spent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-trials", type=int, default=24, help="number of trials; default: %(default)s")
     parser.add_argument("--epochs", type=int, default=3, help="epochs per trial; default: %(default)s")
@@ -76,7 +78,7 @@ def main() -> None:
         "--preflight", choices=["off", "brief"], default="off", help="sweep.preflight of our side; default: %(default)s"
     )
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
-    parser.add_argument("overrides", nargs="*", help="overrides of tune.py for both sides, KEY=VALUE")
+    parser.add_argument("overrides", nargs="*", help="overrides of tune.py for all sides, KEY=VALUE")
     given = parser.parse_args()
     shared = [
         *ON_CPU,
@@ -145,7 +147,7 @@ def account_slot_time(sweep: MeasuredSweep) -> SlotTimeAccount:
 
 
 def summarise(runs: Mapping[Side, Sequence[MeasuredSweep]]) -> dict[str, Any]:
-    """Compute the medians of each side, the ratio of their slot-seconds, and the largest difference of their values."""
+    """Compute the medians of each side, and the slot-seconds and values of the others compared with ours."""
     accounts = {side: [account_slot_time(sweep) for sweep in runs[side]] for side in _SIDES}
     medians = {
         side: {
@@ -153,14 +155,17 @@ def summarise(runs: Mapping[Side, Sequence[MeasuredSweep]]) -> dict[str, Any]:
         }
         for side in _SIDES
     }
-    ratios = [plain.slot_s / own.slot_s for own, plain in zip(accounts["ours"], accounts["plain"], strict=True)]
+    ratios = {
+        side: [other.slot_s / own.slot_s for own, other in zip(accounts["ours"], accounts[side], strict=True)]
+        for side in _OTHERS
+    }
     return {
         "medians": medians,
-        "plain_over_ours": statistics.median(ratios),
+        "over_ours": {side: statistics.median(ratios[side]) for side in _OTHERS},
         "ratios": ratios,
         "runs": {side: [each._asdict() for each in accounts[side]] for side in _SIDES},
         "trials": {side: [len(sweep.trials) for sweep in runs[side]] for side in _SIDES},
-        "largest_difference": find_largest_difference(runs["ours"][0], runs["plain"][0]),
+        "differences": {side: find_largest_difference(runs["ours"][0], runs[side][0]) for side in _OTHERS},
     }
 
 
@@ -178,7 +183,7 @@ def _collect_values(sweep: MeasuredSweep) -> dict[tuple[str, int], float]:
 
 def format_table(scheduler: str, figures: Mapping[str, Any]) -> str:
     """Format the figures of one scheduler as a table."""
-    lines = [f"{scheduler:34}" + "".join(f"{side:>12}" for side in _SIDES)]
+    lines = [f"{scheduler:34}" + "".join(f"{side:>22}" for side in _SIDES)]
     rows = (
         ("slot-s", "slot_s", 1),
         ("  in training steps", "train_s", 1),
@@ -192,9 +197,13 @@ def format_table(scheduler: str, figures: Mapping[str, Any]) -> str:
         ("epochs trained", "epochs", 0),
     )
     for head, name, digits in rows:
-        lines.append(f"{head:34}" + "".join(f"{figures['medians'][side][name]:12.{digits}f}" for side in _SIDES))
-    lines.append(f"{'plain over ours, slot-s':34}{figures['plain_over_ours']:12.2f}")
-    lines.append(f"{'largest difference of a value':34}{figures['largest_difference']:12.2g}")
+        lines.append(f"{head:34}" + "".join(f"{figures['medians'][side][name]:22.{digits}f}" for side in _SIDES))
+    for head, name, form in (
+        ("slot-s over ours", "over_ours", ".2f"),
+        ("difference of a value", "differences", ".2g"),
+    ):
+        cells = "".join(f"{figures[name][side]:22{form}}" for side in _OTHERS)
+        lines.append(f"{head:34}{'':22}{cells}")
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,8 @@ Each sweep has its own process with a new Ray. On both sides a callback clocks t
 each trial, and the same configuration defines the network, the data and the training. The plain side follows Tune's
 documentation for Lightning: a function that builds module and Trainer, with TuneReportCheckpointCallback among its
 callbacks, under Tuner, ASHAScheduler and OptunaSearch. It keeps the defaults of Tune and Lightning, except for the
-progress bar, which the documentation also turns off.
+progress bar, which the documentation also turns off. With TuneConfig(reuse_actors=True), which is another side, Tune
+starts the next trial in the process of one that has ended, as we do; Ray's own wrapper of the function resets it.
 """
 
 import json
@@ -34,7 +35,8 @@ from handpose.sweep.preflight.checks import summarise_data
 from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.trainable.trial import TrialRecipe, select_training_overrides
 
-Side = Literal["ours", "plain"]
+Side = Literal["ours", "plain", "plain + reuse_actors"]
+REUSING: Side = "plain + reuse_actors"
 
 ON_CPU = ("trainer.accelerator=cpu", "sweep.gpus_per_trial=0", "sweep.cpus_per_trial=1", "sweep.retrain=false")
 """One core and one thread per trial, on both sides."""
@@ -72,7 +74,7 @@ def measure_sweep(side: Side, overrides: Sequence[str], proposals: Sequence[Para
     Args:
         side: the side.
         overrides: overrides of tune.py.
-        proposals: what the plain side trains, in order; None: its OptunaSearch proposes, with the seed of the sweep.
+        proposals: what a plain side trains, in order; None: its OptunaSearch proposes, with the seed of the sweep.
             Our side always proposes itself, as configured.
     """
     record = run_in_fresh_process(run_measured, side=side, overrides=list(overrides), proposals=proposals)
@@ -141,7 +143,7 @@ def run_measured(side: Side, overrides: Sequence[str], proposals: Sequence[Param
         if side == "ours":
             ended = _run_ours(config, overrides, folder)
         else:
-            ended = _run_plain(config, overrides, folder, proposals)
+            ended = _run_plain(config, overrides, folder, proposals, reuse_actors=side == REUSING)
         trials = [json.loads(file.read_text(encoding="utf-8")) for file in (folder / "clocks").glob("*.json")]
     return {
         "started": started,
@@ -160,7 +162,9 @@ def _run_ours(config: Any, given: Sequence[str], folder: Path) -> float:
     return (plan.sweep.path / EVENTS_FILE).stat().st_mtime
 
 
-def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence[Params] | None) -> float:
+def _run_plain(
+    config: Any, given: Sequence[str], folder: Path, points: Sequence[Params] | None, *, reuse_actors: bool
+) -> float:
     """Run the sweep as in Tune's documentation. Return when the last trial ended."""
     import ray
     from ray import tune
@@ -193,6 +197,7 @@ def _run_plain(config: Any, given: Sequence[str], folder: Path, points: Sequence
             scheduler=scheduler,
             search_alg=searcher,
             num_samples=sweep.num_trials if points is None else 1,
+            reuse_actors=reuse_actors,
         ),
         run_config=tune.RunConfig(name="plain", storage_path=str(folder / "sweep")),
     ).fit()

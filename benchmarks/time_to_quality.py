@@ -11,7 +11,8 @@ best value, which it cannot know; the cost of its whole sweep is in the table to
 
 Methods: ASHA with the proposals of random search, and more of them; ASHA with Optuna's TPE as in tune.py (mode `stop`,
 the default, and `promote`), which starts with the default configuration; Ray's ASHAScheduler and OptunaSearch, plain
-(benchmarks/sweeps.py), with our grace period and reduction factor.
+(benchmarks/sweeps.py), with our grace period and reduction factor, and the same with TuneConfig(reuse_actors=True), so
+that Tune does not start a process for each trial.
 
 Real training is on a small version of the real task: synthetic hands of 64 px, few batches per epoch, nine epochs, and
 the space in benchmarks/spaces/small.yaml. The clock of each sweep starts before Ray does.
@@ -22,7 +23,7 @@ model's proposal is mapped to the nearest recorded configuration that has not be
 rate, each in units of its range, the latter two by their logarithms). The model is told the values of that
 configuration for its proposal. So models are at a disadvantage: their observations are blurred, and the nearest
 configuration may be far away. All methods pay the same --start-seconds per trial segment, so that only the search is
-compared.
+compared; `reuse_actors` would make no difference and is left out.
 
 Goals: ours at most a third of random search, and not worse than plain.
 """
@@ -44,7 +45,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.asha_modes import CURVES, Curve, compute_mean, draw_curves, read_curves, replay_sweep  # noqa: E402
 from benchmarks.result_files import write_results  # noqa: E402
-from benchmarks.sweeps import ON_CPU, Side, make_data, make_distributions, measure_sweep  # noqa: E402
+from benchmarks.sweeps import ON_CPU, REUSING, Side, make_data, make_distributions, measure_sweep  # noqa: E402
 from handpose.config import compose, quote_override, to_plain_values  # noqa: E402
 from handpose.resources import count_cores  # noqa: E402
 from handpose.schedulers.asha import Asha  # noqa: E402
@@ -54,12 +55,14 @@ from handpose.search.searcher import TrialSnapshot  # noqa: E402
 from handpose.search.space import Params, flatten_config, load_space  # noqa: E402
 
 RANDOM, PLAIN = "random search", "Ray's ASHA + OptunaSearch"
+PLAIN_REUSING = "the same + reuse_actors"
 METHODS: Mapping[str, tuple[Side, Sequence[str]]] = {
     RANDOM: ("ours", ("scheduler=fifo", "searcher=random")),
     "ASHA + random": ("ours", ("scheduler=asha", "searcher=random")),
     "ASHA + TPE, ours": ("ours", ("scheduler=asha", "searcher=tpe")),
     "the same, promote": ("ours", ("scheduler=asha", "scheduler.mode=promote", "searcher=tpe")),
     PLAIN: ("plain", ("scheduler=asha", "searcher=tpe")),
+    PLAIN_REUSING: (REUSING, ("scheduler=asha", "searcher=tpe")),
 }
 
 _METRIC = "val/pa_mpjpe_mm"

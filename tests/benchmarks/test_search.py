@@ -73,7 +73,7 @@ def test_slots_that_are_idle_are_paid_for():
 def test_the_oracle_trains_the_best_configuration_once():
     world = World()
     world.best_params = {"level": 1.0}
-    found = simulate(search.METHODS["oracle"](None, world), num_slots=16)
+    found = simulate(search.OWN_METHODS["oracle"](None, world), num_slots=16)
     assert found.costs == {100: 16 * 3.5, 400: 16 * 4.5}
     assert found.num_trials == 1
 
