@@ -60,13 +60,15 @@ class _Comparison(NamedTuple):
 
     Attributes:
         worth: of each trial (n,), and then of each new one.
-        chance: chance of each to end better than the best trial so far.
+        chance: chance of each to end better than all others.
         final_loss: loss that each is expected to reach.
+        goal: loss that counts as better than all others.
     """
 
     worth: np.ndarray
     chance: np.ndarray
     final_loss: np.ndarray
+    goal: np.ndarray
 
     def explain(self, place: int) -> Reason:
         """Return the place of an option, and the loss it is expected to reach."""

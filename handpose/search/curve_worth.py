@@ -1,9 +1,9 @@
 """What it is worth to train a trial further, judged by a model of learning curves.
 
 The worth of an option (to continue a trial, to thaw a paused one, or to begin a new one) is the chance per second that
-the trial ends better than the best trial so far by a margin. The trial need not be trained to its end: after the next
-report it may be abandoned, and then the rest of its cost is saved. So the worth is the largest, over the epochs of the
-next decisions and over cutoffs for the value there, of
+the trial ends better than all others by a margin: than those that are complete, and than the others are expected to
+end. The trial need not be trained to its end: after a later report it may be abandoned, and then the rest of its cost
+is saved. So the worth is the largest, over the epochs of the next decisions and over cutoffs for the value there, of
 
     P(passes the cutoff and ends better than the goal) / (cost until then + P(passes the cutoff) * cost of the rest)
 
@@ -21,14 +21,17 @@ from handpose.search.curve_model import CurveModel, CurvePoints, CurvePosterior
 
 _MAX_POINTS = 300
 """Largest number of values from which the model predicts: its time grows with the third power of it."""
-_MAX_FITTED = 100
+_MAX_FITTED = 150
 """Largest number of values to which its scales are fitted."""
+_LEAST_FITTED = 5
+"""Number of epochs of a trial to which they are fitted: fewer do not show how curves deviate from their prediction."""
 _CUT = 1.5
 """Standardised losses above it count little more: how bad a bad trial is does not matter."""
 _MARGIN = 0.1
 """How much better a trial must end to count, as a fraction of the spread of the trials."""
 _LOOK_AHEAD = (1, 2, 3)
 """Numbers of decisions ahead at which a trial may be abandoned."""
+_LEAST_SECONDS = 1e-6
 _NODES = np.linspace(-3.5, 3.5, 36)
 _NODE_WEIGHTS = np.exp(-0.5 * _NODES**2) / math.sqrt(2 * math.pi) * (_NODES[1] - _NODES[0])
 
@@ -96,18 +99,17 @@ class CurveForecast:
         return self._model
 
     def _condition(self) -> CurvePosterior:
-        points, losses = collect_points(self._curves, self._epochs, _MAX_POINTS)
+        points, losses = collect_points(self._curves, self._epochs, _MAX_POINTS, least=2)
         values = self._scaling.standardise(losses)
         posterior = self._model.condition(points, values)
         seen = [index for index, curve in enumerate(self._curves) if curve.losses]
         ends = posterior.predict(self._make_ends([self._curves[index].vector for index in seen], seen)).mean
         self.final_means = dict(zip(seen, ends, strict=True))
-        complete = [
-            self._scaling.standardise(np.array([curve.losses[self._max_epochs]]))[0]
-            for curve in self._curves
-            if self._max_epochs in curve.losses
-        ]
-        self.best = min([*complete, *ends])
+        self._results = dict(self.final_means)
+        for index, curve in enumerate(self._curves):
+            if self._max_epochs in curve.losses:
+                reached = self._scaling.standardise(np.array([curve.losses[self._max_epochs]]))[0]
+                self._results[index] = min(self._results[index], reached)
         running = [index for index, curve in enumerate(self._curves) if curve.is_running]
         if not running:
             return posterior
@@ -119,6 +121,22 @@ class CurveForecast:
         """Return the indices of the trials that are expected to end best."""
         return sorted(self.final_means, key=lambda index: self.final_means[index])[:num]
 
+    def predict_course(self, trial: int, epochs: np.ndarray) -> np.ndarray:
+        """Predict the losses that a trial reports at epochs (n,).
+
+        Args:
+            trial: index of the trial.
+            epochs: the epochs.
+
+        Returns:
+            The ends of the interval that has 90 % of the probability, and between them the median (3, n).
+        """
+        vector = self._curves[trial].vector
+        points = CurvePoints(np.tile(vector, (len(epochs), 1)), epochs, np.full(len(epochs), trial))
+        prediction = self._posterior.predict(points)
+        deviation = np.sqrt(prediction.deviation**2 + self._model.noise**2)
+        return self._scaling.restore(prediction.mean + np.array([[-1.645], [0.0], [1.645]]) * deviation)
+
     def rate(self, options: Sequence[Option]) -> "Rating":
         """Compute the worth of options."""
         num = len(options)
@@ -129,8 +147,9 @@ class CurveForecast:
         done, epoch_s, start_s = (
             np.array([getattr(option, name) for option in options]) for name in ("epochs", "epoch_s", "start_s")
         )
+        epoch_s = np.maximum(epoch_s, _LEAST_SECONDS)
         end = self._posterior.predict(CurvePoints(vectors, np.full(num, self._max_epochs), trials))
-        goal = self.best - _MARGIN
+        goal = np.array([self._find_goal(option.trial) for option in options])
         chance = ndtr((goal - end.mean) / end.deviation)
         worth = chance / ((self._max_epochs - done) * epoch_s + start_s)
         for ahead in _LOOK_AHEAD:
@@ -144,14 +163,18 @@ class CurveForecast:
             seen_deviation = np.sqrt(soon.deviation**2 + self._model.noise**2)
             correlation = self._posterior.compute_covariance(soon, later) / seen_deviation / later.deviation
             correlation = np.clip(correlation, -0.999, 0.999)[:, None]
-            distance = ((goal - later.mean) / later.deviation)[:, None]
+            distance = ((goal[early] - later.mean) / later.deviation)[:, None]
             success = ndtr((distance - correlation * _NODES) / np.sqrt(1 - correlation**2))
             passed = np.cumsum(_NODE_WEIGHTS)
             succeeded = np.cumsum(_NODE_WEIGHTS * success, axis=1)
             first_s = ((then - done[early]) * epoch_s[early] + start_s[early])[:, None]
             rest_s = ((self._max_epochs - then) * epoch_s[early])[:, None]
             worth[early] = np.maximum(worth[early], (succeeded / (first_s + passed * rest_s)).max(1))
-        return Rating(worth, chance, self._scaling.restore(end.mean))
+        return Rating(worth, chance, self._scaling.restore(end.mean), self._scaling.restore(goal))
+
+    def _find_goal(self, trial: int | None) -> float:
+        """Return the standardised loss that counts as better than all other trials."""
+        return min((value for index, value in self._results.items() if index != trial), default=0.0) - _MARGIN
 
     def _make_ends(self, vectors: Sequence[np.ndarray], trials: Sequence[int]) -> CurvePoints:
         return CurvePoints(np.array(vectors), np.full(len(trials), self._max_epochs), np.array(trials, dtype=int))
@@ -164,37 +187,42 @@ class Rating(NamedTuple):
         worth: chance per second to end better than the goal (n,).
         chance: chance to end better than the goal, if trained to the end (n,).
         final_loss: expected loss at the end (n,).
+        goal: the loss that is to be reached (n,).
     """
 
     worth: np.ndarray
     chance: np.ndarray
     final_loss: np.ndarray
+    goal: np.ndarray
 
 
 def fit_model(model: CurveModel, curves: Sequence[KnownCurve], epochs: Sequence[int]) -> None:
     """Fit a model to what is known. Few values are enough: the best trials, and others evenly over all."""
-    points, losses = collect_points(curves, np.array(epochs), _MAX_FITTED)
+    points, losses = collect_points(curves, np.array(epochs), _MAX_FITTED, least=_LEAST_FITTED)
     model.fit(points, _Scaling.find(curves).standardise(losses))
 
 
-def collect_points(curves: Sequence[KnownCurve], epochs: np.ndarray, limit: int) -> tuple[CurvePoints, np.ndarray]:
+def collect_points(
+    curves: Sequence[KnownCurve], epochs: np.ndarray, limit: int, *, least: int
+) -> tuple[CurvePoints, np.ndarray]:
     """Collect the losses at the epochs of decisions, and the newest of each trial.
 
-    If there are too many, each trial has fewer epochs, evenly chosen and its newest among them, down to two; then
-    trials are left out: half of those that stay are the best at their newest epoch, the others are spread over all.
+    If there are too many, each trial has fewer epochs, evenly chosen and its newest among them; then trials are left
+    out: half of those that stay are the best at their newest epoch, the others are spread over all.
 
     Args:
         curves: the trials.
         epochs: the epochs of decisions.
         limit: largest number of values.
+        least: number of epochs that each trial keeps, if it has as many.
     """
     seen = [index for index, curve in enumerate(curves) if curve.losses]
     kept = {index: _list_known_epochs(curves[index].losses, epochs) for index in seen}
     most = max(map(len, kept.values()), default=0)
-    while sum(map(len, kept.values())) > limit and most > 2:
+    while sum(map(len, kept.values())) > limit and most > least:
         most -= 1
         kept = {index: _thin(known, most) for index, known in kept.items()}
-    num = limit // 2
+    num = limit // least
     if sum(map(len, kept.values())) > limit:
         order = sorted(seen, key=lambda index: curves[index].losses[max(curves[index].losses)])
         others = sorted(order[num // 2 :])
