@@ -72,7 +72,9 @@ def predict_ends(
     last = np.array([max_epochs])
     courses = [forecast.predict_course(place, last)[:, 0] for place in range(len(complete), len(curves))]
     recorded = np.array([curve.losses[-1] for curve in stopped])
-    return Predictions(*np.transpose(courses), recorded, np.array([curve.losses[num_seen - 1] for curve in stopped]))
+    low, middle, high = np.transpose(courses)
+    last_seen = np.array([curve.losses[num_seen - 1] for curve in stopped])
+    return Predictions(low, middle, high, recorded, last_seen)
 
 
 def measure(name: str, *, num_trials: int, num_seen: int, repeats: int) -> dict[str, float]:

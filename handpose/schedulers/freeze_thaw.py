@@ -1,5 +1,6 @@
 """The freeze-thaw scheduler: trains the trial whose training is worth most, by a model of learning curves."""
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -121,7 +122,9 @@ class FreezeThaw(Fifo):
         self._trials: dict[int, _Trial] = {}
         self._model: CurveModel | None = None
         self._num_values, self._num_fitted = 0, 0
-        self._new_vectors: tuple[int, np.ndarray] | None = None
+        self._fitted_curves: list[KnownCurve] = []
+        self._good: list[Candidate] = []
+        self._new_vectors: np.ndarray | None = None
         self._num_changes = 0
         self._answer: tuple[int, bool, SegmentStart | None, Reason | None] = (-1, False, None, None)
 
@@ -138,6 +141,9 @@ class FreezeThaw(Fifo):
         placed = place_values(self._space, params)
         candidate = Candidate(placed.draws, placed.distributions, params)
         self._trials[trial] = _Trial(candidate, self._pool.encoder.encode([params])[0], self.now)
+        reported = [number for number, each in self._trials.items() if each.losses]
+        best = heapq.nsmallest(_NUM_GOOD, reported, key=self._get_newest_loss)
+        self._good, self._new_vectors = [self._trials[number].candidate for number in best], None
         self._num_changes += 1
 
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
@@ -175,6 +181,10 @@ class FreezeThaw(Fifo):
         trial.reported_at, trial.losses[epoch] = self.now, loss
         self._num_values += epoch in self._epochs
         self._num_changes += 1
+        if self._has_model and self._num_values >= _REFIT_FACTOR * self._num_fitted:
+            # What the model is fitted to is chosen here, not when it is needed, so that a resumed sweep fits the same.
+            self._num_fitted, self._model = self._num_values, None
+            self._fitted_curves = [KnownCurve(each.vector, dict(each.losses)) for each in self._trials.values()]
 
     def _record_decision(self, trial: int, epoch: int, decision: SchedulerDecision) -> None:
         if decision == "pause":
@@ -258,7 +268,7 @@ class FreezeThaw(Fifo):
             for trial in [self._trials[number]]
         ]
         if with_new:
-            vectors = self._draw_new(forecast)
+            vectors = self._draw_new()
             for vector, seconds in zip(vectors, self._predict_seconds(vectors, epoch_s), strict=True):
                 options.append(Option(vector, None, 0, seconds, start_s))
         return _Comparison(*forecast.rate(options))
@@ -268,21 +278,19 @@ class FreezeThaw(Fifo):
             KnownCurve(trial.vector, trial.losses, trial.state == "running" and number != current)
             for number, trial in self._trials.items()
         ]
-        if self._model is None or self._num_values >= _REFIT_FACTOR * self._num_fitted:
+        if self._model is None:
             self._model = CurveModel(self._pool.encoder.num_entries, self._max_epochs)
-            fit_model(self._model, curves, self._epochs)
-            self._num_fitted = self._num_values
+            fit_model(self._model, self._fitted_curves, self._epochs)
         return CurveForecast(self._model, curves, self._max_epochs, self._epochs)
 
-    def _draw_new(self, forecast: CurveForecast) -> np.ndarray:
+    def _draw_new(self) -> np.ndarray:
         """Draw vectors of new trials; the same ones until a further trial has been started."""
-        if self._new_vectors is None or self._new_vectors[0] != len(self._trials):
+        if self._new_vectors is None:
             rng = np.random.default_rng([self._seed, len(self._trials)])
-            trials = list(self._trials.values())
-            good = [trials[place].candidate for place in forecast.find_best_trials(_NUM_GOOD)]
-            _, vectors = self._pool.draw(rng, num_random=_NUM_RANDOM, good=good, num_changed=_NUM_CHANGED)
-            self._new_vectors = (len(self._trials), vectors)
-        return self._new_vectors[1]
+            _, self._new_vectors = self._pool.draw(
+                rng, num_random=_NUM_RANDOM, good=self._good, num_changed=_NUM_CHANGED
+            )
+        return self._new_vectors
 
     def _predict_seconds(self, vectors: np.ndarray, otherwise: float) -> np.ndarray:
         """Predict the seconds of an epoch of new trials, from those of similar ones."""

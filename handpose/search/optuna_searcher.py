@@ -475,7 +475,8 @@ class OptunaSearcher(Searcher):
         for epoch, value in values.items():
             if epoch not in trial.intermediate_values:
                 self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
-        if snapshot.seconds and values and snapshot.state != "running":
+        is_known = SECONDS_ATTRIBUTE in trial.user_attrs
+        if snapshot.seconds and values and snapshot.state != "running" and not is_known:
             seconds = round(snapshot.seconds / max(values), 3)
             self._storage.set_trial_user_attr(trial._trial_id, SECONDS_ATTRIBUTE, seconds)
         self._set_state(trial, *self._get_outcome(snapshot.state, values, costs))

@@ -82,6 +82,11 @@ MAKE = {
     "promote": lambda folder: (
         WholeSweep(folder, HALVING, PROMOTE, fails={(1, 2): "killed"}).run().finish(seeds=1, retrained=False)
     ),
+    "freeze_thaw": lambda folder: (
+        WholeSweep(folder, "scheduler=freeze_thaw", "searcher=curves", "sweep.num_trials=9")
+        .run(stops=[(8, "interrupted"), (7, None)])
+        .finish(seeds=1, retrained=False)
+    ),
     "population": lambda folder: (
         WholeSweep(folder, "scheduler=pbt", "scheduler.perturbation_interval=1", slots=3).run().finish(retrained=False)
     ),

@@ -8,6 +8,7 @@ import pytest
 
 from handpose.errors import UserError
 from handpose.schedulers.asha import Asha
+from handpose.schedulers.freeze_thaw import FreezeThaw
 from handpose.schedulers.median import MedianStopping
 from handpose.schedulers.population import PopulationBased
 from handpose.schedulers.scheduler import Fifo
@@ -45,6 +46,7 @@ def make_schedulers(space):
         "fifo": Fifo,
         "stop": lambda: Asha(mode="stop", brackets=2, **asha),
         "promote": lambda: Asha(mode="promote", brackets=1, **asha),
+        "freeze-thaw": lambda: FreezeThaw(space=space, max_epochs=9, num_trials=12, min_chance=0.05, seed=5),
         "fifo of two": Fifo,
         "stop of two": lambda: Asha(mode="stop", brackets=2, num_objectives=2, **asha),
         "promote of two": lambda: Asha(mode="promote", brackets=1, num_objectives=2, **asha),
@@ -77,7 +79,17 @@ def simulate(tmp_path, write_space):
     return made
 
 
-KINDS = ["fifo", "stop", "promote", "median", "population", "fifo of two", "stop of two", "promote of two"]
+KINDS = [
+    "fifo",
+    "stop",
+    "promote",
+    "median",
+    "freeze-thaw",
+    "population",
+    "fifo of two",
+    "stop of two",
+    "promote of two",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
