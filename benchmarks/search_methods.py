@@ -147,7 +147,7 @@ class RayTrial:
 
 
 class RayMethod:
-    """Ray's ASHAScheduler and OptunaSearch, with their documented defaults but for the epochs, informed as by Tune."""
+    """Ray's ASHAScheduler and OptunaSearch, informed as by Tune; defaults but for the epochs and a reduction factor of 3."""
 
     def __init__(self, task: Task) -> None:
         from ray.tune.schedulers import ASHAScheduler
