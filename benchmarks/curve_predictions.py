@@ -84,7 +84,7 @@ def measure(name: str, *, num_trials: int, num_seen: int, repeats: int) -> dict[
     all_curves = read_curves(CURVES / f"{name}.jsonl")
     max_epochs = max(len(curve.losses) for curve in all_curves)
     by_number = {curve.number: curve for curve in reversed(all_curves) if len(curve.losses) == max_epochs}
-    encoder = ParamsEncoder(load_space(RECORDINGS[name].space))
+    encoder = ParamsEncoder.from_space(load_space(RECORDINGS[name].space))
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(repeats):

@@ -79,7 +79,7 @@ class CurveSurrogate:
     def __init__(self, curves: Sequence[RecordedCurve], space: Space, *, seed: int = 0) -> None:
         self.num_epochs = max(len(curve.losses) for curve in curves)
         self._seed = seed
-        self.encoder = ParamsEncoder(space)
+        self.encoder = ParamsEncoder.from_space(space)
         self._all = self.encoder.encode([curve.params for curve in curves])
         self._lengths = np.array([len(curve.losses) for curve in curves])
         complete = [curve for curve in curves if len(curve.losses) == self.num_epochs]

@@ -147,7 +147,7 @@ class RayTrial:
 
 
 class RayMethod:
-    """Ray's ASHAScheduler and OptunaSearch, informed as by Tune; defaults but for the epochs and a reduction factor of 3."""
+    """Ray's ASHAScheduler and OptunaSearch with their defaults, but a reduction factor of 3; informed as by Tune."""
 
     def __init__(self, task: Task) -> None:
         from ray.tune.schedulers import ASHAScheduler

@@ -30,7 +30,7 @@ def main() -> None:
     recorded = {curve.number: curve for curve in reversed(read_curves(CURVES / "default.jsonl"))}
     known = [recorded[number] for number in sorted(recorded) if number not in _STOPPED][:_NUM_KNOWN]
     stopped = [recorded[number] for number in _STOPPED]
-    encoder = ParamsEncoder(load_space(RECORDINGS["default"].space))
+    encoder = ParamsEncoder.from_space(load_space(RECORDINGS["default"].space))
     vectors = encoder.encode([curve.params for curve in [*known, *stopped]])
     seen = [*(len(curve.losses) for curve in known), *_STOPPED.values()]
     curves = [

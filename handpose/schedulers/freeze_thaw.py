@@ -104,7 +104,6 @@ class FreezeThaw(Fifo):
     supports_two_objectives = False
     selects_only_at_rungs = False
     repeats_decisions = False
-    contract_variants = ({"min_chance": 0.5},)
 
     def __init__(self, *, space: Space | None, max_epochs: int, num_trials: int, min_chance: float, seed: int) -> None:
         if not 0 <= min_chance < 1:

@@ -14,7 +14,7 @@ from handpose.search.encoding import ParamsEncoder
 from handpose.search.sampler_view import SamplerView
 from handpose.search.space import Params, Space
 
-_NUM_RANDOM = 1000
+_NUM_RANDOM = 500
 _MEAN_CHANGES = 1.5
 """How many draws of a configuration are changed, on average."""
 _STEP = 0.15
@@ -46,15 +46,19 @@ class CandidatePool:
         self._space = space
 
     @cached_property
-    def _random(self) -> tuple[list[Candidate], np.ndarray]:
+    def _drawn(self) -> list[Candidate]:
         sampler = RandomSampler(seed=0)
-        drawn = [self._draw(sampler) for _ in range(_NUM_RANDOM)]
-        return drawn, self.encoder.encode([each.params for each in drawn])
+        return [self._draw(sampler) for _ in range(_NUM_RANDOM)]
+
+    @cached_property
+    def _vectors(self) -> np.ndarray:
+        return self.encoder.encode([candidate.params for candidate in self._drawn])
 
     @cached_property
     def encoder(self) -> ParamsEncoder:
         """The encoder of the space."""
-        return ParamsEncoder(self._space)
+        distributions = {name: each for candidate in self._drawn for name, each in candidate.distributions.items()}
+        return ParamsEncoder([candidate.params for candidate in self._drawn], distributions)
 
     def draw(
         self, rng: np.random.Generator, *, num_random: int, good: Sequence[Candidate], num_changed: int
@@ -70,12 +74,11 @@ class CandidatePool:
         Returns:
             The candidates, and their vectors (n, d).
         """
-        random, vectors = self._random
-        chosen = rng.choice(len(random), min(num_random, len(random)), replace=False)
+        chosen = rng.choice(_NUM_RANDOM, min(num_random, _NUM_RANDOM), replace=False)
         sampler = RandomSampler(seed=int(rng.integers(2**31)))
         changed = [self._change(good[index % len(good)], rng, sampler) for index in range(num_changed if good else 0)]
-        together = [random[index] for index in chosen] + changed
-        return together, np.concatenate([vectors[chosen], self.encoder.encode([each.params for each in changed])])
+        together = [self._drawn[index] for index in chosen] + changed
+        return together, np.concatenate([self._vectors[chosen], self.encoder.encode([each.params for each in changed])])
 
     def _draw(self, sampler: RandomSampler, point: Mapping[str, object] | None = None) -> Candidate:
         view = SamplerView([StudyDirection.MINIMIZE])

@@ -1,7 +1,7 @@
 """Configurations as vectors, for models that measure distances between them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,20 +48,25 @@ class ParamsEncoder:
     range of a key is found by random draws.
 
     Args:
-        space: the search space.
+        examples: random configurations of a search space.
+        distributions: name -> distribution, of all that were drawn for them.
     """
 
-    def __init__(self, space: Space) -> None:
-        sampler = RandomSampler(seed=0)
-        drawn = [draw_trial(space, sampler) for _ in range(_NUM_DRAWS)]
-        examples = [params for _, params in drawn]
-        distributions = {name: each for trial, _ in drawn for name, each in trial.distributions.items()}
+    def __init__(self, examples: Sequence[Params], distributions: Mapping[str, BaseDistribution]) -> None:
         self._columns: list[_Column] = []
         for key in sorted({key for each in examples for key in each}):
             values = [each[key] for each in examples if key in each]
             self._columns += _list_columns(key, values, distributions.get(key))
             if len(values) < len(examples):
                 self._columns.append(_Column(key))
+
+    @classmethod
+    def from_space(cls, space: Space) -> "ParamsEncoder":
+        """Make the encoder of a search space."""
+        sampler = RandomSampler(seed=0)
+        drawn = [draw_trial(space, sampler) for _ in range(_NUM_DRAWS)]
+        distributions = {name: each for trial, _ in drawn for name, each in trial.distributions.items()}
+        return cls([params for _, params in drawn], distributions)
 
     @property
     def num_entries(self) -> int:

@@ -618,7 +618,8 @@ def _resolve_sampler(
 
 def _bind_search(make_sampler: Callable[..., BaseSampler], **available: Any) -> Callable[..., BaseSampler]:
     """Bind what a sampler asks for by name; Optuna's own ask for none of it."""
-    asked = inspect.signature(make_sampler).parameters
+    # Of the class, because a partial that is given an unknown option has no signature.
+    asked = inspect.signature(getattr(make_sampler, "func", make_sampler)).parameters
     return partial(make_sampler, **{name: value for name, value in available.items() if name in asked})
 
 

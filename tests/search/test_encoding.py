@@ -21,7 +21,7 @@ def space(trial):
 
 
 def test_numbers_lie_in_their_range_and_choices_have_an_entry_for_each_option(write_space):
-    encoder = ParamsEncoder(write_space(SPACE))
+    encoder = ParamsEncoder.from_space(write_space(SPACE))
     params = {
         "optimizer.lr": 1e-3,
         "model.decoder.depth": 2,
@@ -36,25 +36,27 @@ def test_numbers_lie_in_their_range_and_choices_have_an_entry_for_each_option(wr
 
 
 def test_a_missing_parameter_lies_in_the_middle_and_is_marked(write_space):
-    encoder = ParamsEncoder(write_space(CONDITIONAL, ".py"))
+    encoder = ParamsEncoder.from_space(write_space(CONDITIONAL, ".py"))
     vectors = encoder.encode([{"depth": 4, "skips": 0}, {"depth": 4, "skips": False}, {"depth": 0}])
     np.testing.assert_allclose(vectors, [[1, 1, 0, 1], [1, 0, 1, 1], [0, 0.5, 0.5, 0]])
 
 
 def test_a_range_is_logarithmic_only_if_the_space_says_so(write_space):
     """Though random draws between 0 and 1 have a large ratio."""
-    encoder = ParamsEncoder(write_space("x: interval(0.0, 1.0)\ny: tag(log, interval(0.1, 0.4))"))
+    encoder = ParamsEncoder.from_space(write_space("x: interval(0.0, 1.0)\ny: tag(log, interval(0.1, 0.4))"))
     np.testing.assert_allclose(encoder.encode([{"x": 0.0, "y": 0.2}, {"x": 0.5, "y": 0.1}]), [[0, 0.5], [0.5, 0]])
 
 
 def test_a_key_that_the_space_computes_is_scaled_by_draws(write_space):
     text = "def space(trial):\n    x = trial.suggest_float('x', -3, 0)\n    return {'lr': 10**x}\n"
-    low, middle, high = ParamsEncoder(write_space(text, ".py")).encode([{"lr": 10**x} for x in (-3, -1.5, 0)])[:, 0]
+    low, middle, high = ParamsEncoder.from_space(write_space(text, ".py")).encode(
+        [{"lr": 10**x} for x in (-3, -1.5, 0)]
+    )[:, 0]
     np.testing.assert_allclose([low, middle, high], [0, 0.5, 1], atol=0.02)
 
 
 def test_no_configurations_give_an_empty_array(write_space):
-    assert ParamsEncoder(write_space(SPACE)).encode([]).shape == (0, 7)
+    assert ParamsEncoder.from_space(write_space(SPACE)).encode([]).shape == (0, 7)
 
 
 def test_values_are_kept_where_they_are_known_and_zero_far_away():
