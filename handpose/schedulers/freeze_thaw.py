@@ -28,6 +28,8 @@ _NEW_FACTOR = 0.3
 """What a new trial is worth, relative to the best one drawn. The maximum of many uncertain worths is too high."""
 _REFIT_FACTOR = 1.25
 """The model is fitted again when there are this many times as many values."""
+_MAX_PAUSED = 60
+"""Number of paused trials that are compared, so that the time of a decision does not grow with all of them."""
 _NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 100, 30, 5
 
 
@@ -60,12 +62,14 @@ class _Comparison(NamedTuple):
     """Trials and new ones, compared by what a second of their training is worth.
 
     Attributes:
+        numbers: the trials.
         worth: of each trial (n,), and then of each new one.
         chance: chance of each to end better than all others.
         final_loss: loss that each is expected to reach.
         goal: loss that counts as better than all others.
     """
 
+    numbers: Sequence[int]
     worth: np.ndarray
     chance: np.ndarray
     final_loss: np.ndarray
@@ -207,8 +211,7 @@ class FreezeThaw(Fifo):
         can_start = len(self._trials) < self._num_trials
         if not self._has_model:
             return "pause" if epoch >= _FIRST_EPOCHS and can_start else "continue"
-        options = [number, *self._list_paused()]
-        compared = self._compare(options, with_new=can_start, current=number)
+        compared = self._compare(self._list_paused(), with_new=can_start, current=number)
         self.reason = compared.explain(0)
         return "continue" if compared.worth[0] * _STAY_FACTOR >= compared.worth.max() else "pause"
 
@@ -223,15 +226,16 @@ class FreezeThaw(Fifo):
                 return None, None
             return SegmentStart(min(paused, key=self._get_newest_loss)), None
         compared = self._compare(paused, with_new=can_start)
-        best = int(np.argmax(compared.worth[: len(paused)]))
+        num = len(compared.numbers)
+        best = int(np.argmax(compared.worth[:num]))
         if can_start:
-            if compared.worth[best] < _NEW_FACTOR * compared.worth[len(paused) :].max():
+            if compared.worth[best] < _NEW_FACTOR * compared.worth[num:].max():
                 return None, None
         elif has_complete and compared.chance[best] < self._min_chance:
             return None, None
         elif not has_complete and not is_running:
             best = int(np.argmin(compared.final_loss))
-        return SegmentStart(paused[best]), compared.explain(best)
+        return SegmentStart(compared.numbers[best]), compared.explain(best)
 
     def _list_paused(self) -> list[int]:
         return [number for number, trial in self._trials.items() if trial.state == "paused"]
@@ -244,16 +248,19 @@ class FreezeThaw(Fifo):
         losses = self._trials[number].losses
         return losses[max(losses)]
 
-    def _compare(self, numbers: Sequence[int], *, with_new: bool, current: int | None = None) -> _Comparison:
+    def _compare(self, paused: Sequence[int], *, with_new: bool, current: int | None = None) -> _Comparison:
         """Compare trials, and new ones after them.
 
         Args:
-            numbers: the trials, which have losses.
+            paused: the paused trials. Those that are expected to end best are compared.
             with_new: whether new trials can be started.
-            current: the trial among them that trains, and so needs no start.
+            current: a trial that trains, and so needs no start. It comes first.
         """
         forecast = self._forecast(current)
         places = {number: place for place, number in enumerate(self._trials)}
+        numbers = heapq.nsmallest(_MAX_PAUSED, paused, key=lambda number: forecast.final_means[places[number]])
+        if current is not None:
+            numbers.insert(0, current)
         epoch_s, start_s = self._estimate_seconds()
         options = [
             Option(
@@ -270,7 +277,7 @@ class FreezeThaw(Fifo):
             vectors = self._draw_new()
             for vector, seconds in zip(vectors, self._predict_seconds(vectors, epoch_s), strict=True):
                 options.append(Option(vector, None, 0, seconds, start_s))
-        return _Comparison(*forecast.rate(options))
+        return _Comparison(numbers, *forecast.rate(options))
 
     def _forecast(self, current: int | None) -> CurveForecast:
         curves = [

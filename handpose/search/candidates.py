@@ -1,18 +1,18 @@
 """Configurations that a model of the search may propose: random ones, and changed ones of good trials."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import RandomSampler
-from optuna.study import StudyDirection
+from optuna.samplers import BaseSampler, RandomSampler
 
 from handpose.search.distributions import round_to_distribution
 from handpose.search.encoding import ParamsEncoder
-from handpose.search.sampler_view import SamplerView
-from handpose.search.space import Params, Space
+from handpose.search.points import draw_trial
+from handpose.search.space import IndependentSampler, Params, Space
 
 _NUM_RANDOM = 500
 _MEAN_CHANGES = 1.5
@@ -80,9 +80,8 @@ class CandidatePool:
         together = [self._drawn[index] for index in chosen] + changed
         return together, np.concatenate([self._vectors[chosen], self.encoder.encode([each.params for each in changed])])
 
-    def _draw(self, sampler: RandomSampler, point: Mapping[str, object] | None = None) -> Candidate:
-        view = SamplerView([StudyDirection.MINIMIZE])
-        trial, params = view.draw(self._space, sampler, point=point)
+    def _draw(self, sampler: BaseSampler) -> Candidate:
+        trial, params = draw_trial(self._space, sampler)
         return Candidate(trial.params, trial.distributions, params)
 
     def _change(self, candidate: Candidate, rng: np.random.Generator, sampler: RandomSampler) -> Candidate:
@@ -95,7 +94,27 @@ class CandidatePool:
             distribution = candidate.distributions[name]
             if isinstance(distribution, (FloatDistribution, IntDistribution)) and rng.random() < 0.5:
                 point[name] = _step(candidate.draws[name], distribution, rng)
-        return self._draw(sampler, point)
+        return self._draw(_PointSampler(point, otherwise=sampler))
+
+
+class _PointSampler(IndependentSampler):
+    """Returns given draws by name, and draws the others. An Optuna trial with fixed parameters would copy them often.
+
+    Args:
+        point: name -> drawn value.
+        otherwise: draws what is missing or does not fit a conditional range.
+    """
+
+    def __init__(self, point: Params, *, otherwise: BaseSampler) -> None:
+        self._point, self._otherwise = point, otherwise
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
+        if param_name in self._point:
+            value = self._point[param_name]
+            with contextlib.suppress(ValueError):  # it is not among the choices
+                if param_distribution._contains(param_distribution.to_internal_repr(value)):
+                    return value
+        return self._otherwise.sample_independent(study, trial, param_name, param_distribution)
 
 
 def _step(value: float, distribution: FloatDistribution | IntDistribution, rng: np.random.Generator) -> float:

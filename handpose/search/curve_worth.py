@@ -10,6 +10,7 @@ is saved. So the worth is the largest, over the epochs of the next decisions and
 That is how an option of a Pandora's box problem is ranked (Weitzman 1979), for a box that is opened in two steps.
 """
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -105,11 +106,13 @@ class CurveForecast:
         seen = [index for index, curve in enumerate(self._curves) if curve.losses]
         ends = posterior.predict(self._make_ends([self._curves[index].vector for index in seen], seen)).mean
         self.final_means = dict(zip(seen, ends, strict=True))
-        self._results = dict(self.final_means)
+        results = dict(self.final_means)
         for index, curve in enumerate(self._curves):
             if self._max_epochs in curve.losses:
                 reached = self._scaling.standardise(np.array([curve.losses[self._max_epochs]]))[0]
-                self._results[index] = min(self._results[index], reached)
+                results[index] = min(results[index], reached)
+        self._best = heapq.nsmallest(2, results, key=lambda index: results[index])
+        self._best_results = [results[index] for index in self._best]
         running = [index for index, curve in enumerate(self._curves) if curve.is_running]
         if not running:
             return posterior
@@ -174,7 +177,8 @@ class CurveForecast:
 
     def _find_goal(self, trial: int | None) -> float:
         """Return the standardised loss that counts as better than all other trials."""
-        return min((value for index, value in self._results.items() if index != trial), default=0.0) - _MARGIN
+        others = [value for index, value in zip(self._best, self._best_results, strict=True) if index != trial]
+        return min(others, default=0.0) - _MARGIN
 
     def _make_ends(self, vectors: Sequence[np.ndarray], trials: Sequence[int]) -> CurvePoints:
         return CurvePoints(np.array(vectors), np.full(len(trials), self._max_epochs), np.array(trials, dtype=int))

@@ -581,9 +581,8 @@ class _SuggestProxy:
         if step is not None:
             check_steps(self._format_bounds(name, low, high), low, high, step)
         drawn = self._trial.suggest_float(name, low, high, step=step, log=log)
-        distribution = self._trial.distributions[name]
-        assert isinstance(distribution, FloatDistribution)
-        return round_to_distribution(drawn, distribution)
+        # Not trial.distributions[name], which copies all distributions.
+        return round_to_distribution(drawn, FloatDistribution(low, high, step=step, log=log))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """Return an integer in the range."""
