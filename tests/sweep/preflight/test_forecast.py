@@ -5,6 +5,7 @@ import math
 import pytest
 
 from handpose.schedulers.asha import Asha
+from handpose.schedulers.freeze_thaw import FreezeThaw
 from handpose.schedulers.scheduler import Fifo, SegmentStart
 from handpose.sweep.preflight.forecast import forecast_sweep
 
@@ -149,3 +150,13 @@ def test_a_sweep_of_very_many_trials_is_forecast_at_once():
     plan = compute_forecast(Fifo, num_trials=1_000_000, max_epochs=10, num_slots=100)
     assert plan.epochs == 10_000_000
     assert plan.rounds == 100_000
+
+
+def test_a_scheduler_that_judges_whole_curves_is_forecast_by_its_stand_in(write_space):
+    space = write_space("optimizer.lr: interval(0.0, 1.0)")
+    common = {"num_trials": 50, "max_epochs": 27, "num_slots": 4, "validation_interval": 1, "params": [{}]}
+    found = forecast_sweep(
+        lambda: FreezeThaw(space=space, max_epochs=27, num_trials=50, min_chance=0.05, seed=0), **common
+    )
+    asha = {"grace_period": 1, "reduction_factor": 3, "brackets": 1, "max_epochs": 27, "seed": 0}
+    assert found == forecast_sweep(lambda: Asha(mode="promote", **asha), **common)
