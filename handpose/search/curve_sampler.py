@@ -14,7 +14,7 @@ from handpose.search.candidates import Candidate, CandidatePool
 from handpose.search.curve_model import CurveModel
 from handpose.search.curve_worth import CurveForecast, KnownCurve, Option, fit_model, list_decision_epochs
 from handpose.search.encoding import interpolate
-from handpose.search.study import SECONDS_ATTRIBUTE, get_trial_params
+from handpose.search.study import get_trial_params
 
 _NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 200, 60, 5
 _MAX_RISK = 0.5
@@ -37,14 +37,24 @@ class CurveSampler(BaseSampler):
     Args:
         pool: draws the candidates from the search space.
         max_epochs: epochs of a complete trial.
+        epoch_seconds: number of a trial -> seconds of an epoch, of the trials for which they are known.
         n_startup_trials: number of trials with a result before which it draws at random.
         seed: the seed of what is drawn.
     """
 
-    def __init__(self, *, pool: CandidatePool, max_epochs: int, n_startup_trials: int, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        pool: CandidatePool,
+        max_epochs: int,
+        epoch_seconds: Mapping[int, float],
+        n_startup_trials: int,
+        seed: int | None = None,
+    ) -> None:
         if n_startup_trials < 2:
             raise ValueError(f"n_startup_trials={n_startup_trials} must be at least 2: a model needs differences")
         self._pool, self._max_epochs, self._num_startup_trials = pool, max_epochs, n_startup_trials
+        self._epoch_seconds = epoch_seconds
         self._rng = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
         self._chosen: Candidate | None = None
@@ -101,7 +111,7 @@ class CurveSampler(BaseSampler):
         forecast = CurveForecast(model, curves, self._max_epochs, epochs)
         good = [usable[place].candidate for place in forecast.find_best_trials(_NUM_GOOD)]
         candidates, places = self._pool.draw(self._rng, num_random=_NUM_RANDOM, good=good, num_changed=_NUM_CHANGED)
-        seconds = _predict_seconds(usable, places)
+        seconds = self._predict_seconds(usable, places)
         options = [Option(place, None, 0, epoch_s, 0.0) for place, epoch_s in zip(places, seconds, strict=True)]
         rating = forecast.rate(options)
         tried = {to_json_text(each.candidate.params) for each in known}
@@ -117,13 +127,12 @@ class CurveSampler(BaseSampler):
             return {self._max_epochs: sign * trial.values[0]}
         return {epoch: sign * value for epoch, value in trial.intermediate_values.items()}
 
-
-def _predict_seconds(known: Sequence[_KnownTrial], asked: np.ndarray) -> np.ndarray:
-    """Predict the seconds of an epoch of configurations (n,); all 1 if none are known."""
-    timed = [each for each in known if each.trial.user_attrs.get(SECONDS_ATTRIBUTE, 0) > 0]
-    logs = np.log([each.trial.user_attrs[SECONDS_ATTRIBUTE] for each in timed])
-    center = float(np.median(logs)) if timed else 0.0
-    return np.exp(center + interpolate(np.array([each.vector for each in timed]), logs - center, asked))
+    def _predict_seconds(self, known: Sequence[_KnownTrial], asked: np.ndarray) -> np.ndarray:
+        """Predict the seconds of an epoch of configurations (n,); all 1 if none are known."""
+        timed = [each for each in known if self._epoch_seconds.get(each.trial.number, 0.0) > 0]
+        logs = np.log([self._epoch_seconds[each.trial.number] for each in timed])
+        center = float(np.median(logs)) if timed else 0.0
+        return np.exp(center + interpolate(np.array([each.vector for each in timed]), logs - center, asked))
 
 
 def _predict_risk(known: Sequence[_KnownTrial], asked: np.ndarray) -> np.ndarray:

@@ -58,7 +58,6 @@ from handpose.search.space import Params, Space, count_grid_points
 from handpose.search.study import (
     ORIGIN_ATTRIBUTE,
     PARAMS_ATTRIBUTE,
-    SECONDS_ATTRIBUTE,
     close_storage,
     compute_excess,
     create_study,
@@ -160,12 +159,14 @@ class OptunaSearcher(Searcher):
         prior_probability: float | None = None,
     ) -> None:
         self._repeats = repeats
+        self._epoch_seconds: dict[int, float] = {}
         self._prior_probability = _parse_prior_probability(prior_probability) if space.priors else 0.0
         self.constraints = parse_limits(constraints or {})
         self._space, self._name, self._seed, self._second_objective = space, name, seed, second_objective
         self._make_sampler = _resolve_sampler(sampler, num_objectives=1 if second_objective is None else 2)
         if self._make_sampler is not None:
-            self._make_sampler = _bind_search(self._make_sampler, pool=CandidatePool(space), max_epochs=max_epochs)
+            known = {"pool": CandidatePool(space), "max_epochs": max_epochs, "epoch_seconds": self._epoch_seconds}
+            self._make_sampler = _bind_search(self._make_sampler, **known)
         sampler_kind = self._check_sampler(has_warm_start=bool(warm_start))
         # These two learn infeasibility from complete trials only, and a trial that is never trained is never complete.
         self._completes_infeasible = issubclass(sampler_kind, (GPSampler, BaseGASampler))
@@ -249,6 +250,7 @@ class OptunaSearcher(Searcher):
 
     def on_trial_update(self, trial: TrialSnapshot) -> None:
         """Store what has changed in a trial, unless it has ended in the study."""
+        self._record_seconds(trial)
         self._update_trial(self._get_trial(trial.number), trial)
 
     def restore_trials(self, trials: Iterable[TrialSnapshot]) -> None:
@@ -263,6 +265,7 @@ class OptunaSearcher(Searcher):
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
         expected = {trial.number: trial for trial in trials}
         for number in sorted(expected):
+            self._record_seconds(expected[number])
             if number < len(stored):
                 self._update_trial(stored[number], expected[number])
             else:
@@ -475,11 +478,12 @@ class OptunaSearcher(Searcher):
         for epoch, value in values.items():
             if epoch not in trial.intermediate_values:
                 self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
-        is_known = SECONDS_ATTRIBUTE in trial.user_attrs
-        if snapshot.seconds and values and snapshot.state != "running" and not is_known:
-            seconds = round(snapshot.seconds / max(values), 3)
-            self._storage.set_trial_user_attr(trial._trial_id, SECONDS_ATTRIBUTE, seconds)
         self._set_state(trial, *self._get_outcome(snapshot.state, values, costs))
+
+    def _record_seconds(self, snapshot: TrialSnapshot) -> None:
+        """Remember how long an epoch of a trial takes, for a sampler that asks for it. The study does not store it."""
+        if snapshot.seconds and snapshot.values:
+            self._epoch_seconds[snapshot.number] = snapshot.seconds / max(snapshot.values)
 
     def _rebuild_trial(self, snapshot: TrialSnapshot) -> FrozenTrial:
         """Rebuild a trial that the study lacks from the events."""

@@ -36,9 +36,6 @@ PARAMS_ATTRIBUTE = "params"
 ORIGIN_ATTRIBUTE = "origin"
 """User attribute of a trial: where its parameters come from, in words."""
 
-SECONDS_ATTRIBUTE = "seconds_per_epoch"
-"""User attribute of a trial: how long an epoch took until it ended or paused for the first time, with its start."""
-
 COST_NAMES = ("num_parameters", "latency_ms", "memory_mb")
 """The costs that are measured for a trial, which are also user attributes of it. Constraints limit them."""
 

@@ -29,13 +29,17 @@ def compute_loss(params, epoch):
     return (10 + 5 * distance + 2 * (params["loss.divergence"] != "kl")) * (1 + 1 / epoch)
 
 
-def run_search(space, sampler_of, num, *, compute=compute_loss, direction="minimize", num_epochs=MAX_EPOCHS, fail=None):
+def run_search(
+    space, sampler_of, num, *, compute=compute_loss, direction="minimize", num_epochs=MAX_EPOCHS, fail=None, note=None
+):
     """Search with one trial at a time; a function of its number makes the sampler. Returns the trials."""
     study = optuna.create_study(direction=direction)
     for number in range(num):
         study.sampler = sampler_of(number)
         trial = study.ask()
         params = space.sample(trial)
+        if note is not None:
+            note(number, params)
         if fail is not None and fail(params):
             study.tell(trial, state=TrialState.FAIL)
             continue
@@ -50,10 +54,12 @@ def run_search(space, sampler_of, num, *, compute=compute_loss, direction="minim
 
 @pytest.fixture
 def make_sampler(write_space):
-    def make(text=SPACE, suffix=".yaml"):
+    def make(text=SPACE, suffix=".yaml", *, seconds=None):
         space = write_space(text, suffix)
         pool = CandidatePool(space)
-        return space, lambda number: CurveSampler(pool=pool, max_epochs=MAX_EPOCHS, n_startup_trials=5, seed=number)
+        return space, lambda number: CurveSampler(
+            pool=pool, max_epochs=MAX_EPOCHS, epoch_seconds=seconds or {}, n_startup_trials=5, seed=number
+        )
 
     return make
 
@@ -80,6 +86,26 @@ def test_a_metric_that_is_better_the_larger_it_is(make_sampler):
     space, sampler_of = make_sampler()
     trials = run_search(space, sampler_of, 25, compute=lambda *a: 1 - compute_loss(*a) / 100, direction="maximize")
     assert max(list_values(trials)) > 1 - 0.115
+
+
+def test_what_takes_long_must_be_worth_it(make_sampler):
+    """Deep decoders are as good as others. They are tried less often if they take ten times as long."""
+
+    def compute(params, epoch):
+        return 10 + (np.log10(params["optimizer.lr"]) + 2) ** 2 + 1 / epoch
+
+    seconds = {}
+    space, sampler_of = make_sampler(seconds=seconds)
+    shares = []
+    for slow in (1.0, 10.0):
+        seconds.clear()
+
+        def note(number, params, slow=slow):
+            seconds[number] = slow if params["model.decoder.depth"] > 3 else 1.0
+
+        trials = run_search(space, sampler_of, 25, compute=compute, note=note)
+        shares.append(np.mean([trial.params["model.decoder.depth"] > 3 for trial in trials[5:]]))
+    assert shares[1] < shares[0] / 2
 
 
 def test_it_keeps_away_from_where_trials_fail(make_sampler):
@@ -125,7 +151,7 @@ def test_it_says_where_a_proposal_comes_from(make_sampler):
 
 def test_one_start_up_trial_is_too_few(make_sampler):
     with pytest.raises(ValueError, match="n_startup_trials=1 must be at least 2"):
-        CurveSampler(pool=None, max_epochs=9, n_startup_trials=1)
+        CurveSampler(pool=None, max_epochs=9, epoch_seconds={}, n_startup_trials=1)
 
 
 def test_candidates_are_points_of_the_space_and_changed_ones_stay_near(write_space):
