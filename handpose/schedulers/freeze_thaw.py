@@ -75,6 +75,19 @@ class _Comparison(NamedTuple):
     final_loss: np.ndarray
     goal: np.ndarray
 
+    def favour(self, *, current: bool) -> "_Comparison":
+        """Return what counts: the trial that trains is worth more than the model says, or else new ones are worth less.
+
+        Args:
+            current: whether the first one trains.
+        """
+        worth = self.worth.copy()
+        if current:
+            worth[0] *= _STAY_FACTOR
+        else:
+            worth[len(self.numbers) :] *= _NEW_FACTOR
+        return self._replace(worth=worth)
+
     def explain(self, place: int) -> Reason:
         """Return the place of an option, and the loss it is expected to reach."""
         rank = 1 + int((self.worth > self.worth[place]).sum())
@@ -211,9 +224,9 @@ class FreezeThaw(Fifo):
         can_start = len(self._trials) < self._num_trials
         if not self._has_model:
             return "pause" if epoch >= _FIRST_EPOCHS and can_start else "continue"
-        compared = self._compare(self._list_paused(), with_new=can_start, current=number)
+        compared = self._compare(self._list_paused(), with_new=can_start, current=number).favour(current=True)
         self.reason = compared.explain(0)
-        return "continue" if compared.worth[0] * _STAY_FACTOR >= compared.worth.max() else "pause"
+        return "continue" if compared.worth[0] >= compared.worth.max() else "pause"
 
     def _choose(self, can_start: bool) -> tuple[SegmentStart | None, Reason | None]:
         paused = self._list_paused()
@@ -225,11 +238,11 @@ class FreezeThaw(Fifo):
             if can_start:
                 return None, None
             return SegmentStart(min(paused, key=self._get_newest_loss)), None
-        compared = self._compare(paused, with_new=can_start)
+        compared = self._compare(paused, with_new=can_start).favour(current=False)
         num = len(compared.numbers)
         best = int(np.argmax(compared.worth[:num]))
         if can_start:
-            if compared.worth[best] < _NEW_FACTOR * compared.worth[num:].max():
+            if compared.worth[best] < compared.worth[num:].max():
                 return None, None
         elif has_complete and compared.chance[best] < self._min_chance:
             return None, None
