@@ -117,9 +117,10 @@ def _format_worth(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
     if not others:
         return f"{text}; nothing else is left to train"
     num_better = (reason.rank or 1) - 1
-    what = "trials, frozen or new," if others > 1 else "trial, frozen or new,"
+    if not num_better:
+        return f"{text}; none of {others} others, paused or new, is worth enough more to be trained instead"
     verb = "is" if num_better == 1 else "are"
-    return f"{text}; {num_better} of {others} other {what} {verb} worth more per second of training"
+    return f"{text}; {num_better} of {others} others, paused or new, {verb} worth enough more to be trained instead"
 
 
 def _format_turn(reason: Reason, metric: str, outcome: str, epoch: int) -> str:

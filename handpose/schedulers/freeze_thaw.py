@@ -64,14 +64,14 @@ class _Comparison(NamedTuple):
     Attributes:
         numbers: the trials.
         worth: of each trial (n,), and then of each new one.
-        chance: chance of each to end better than all others.
+        probability: probability of each to end better than all others.
         final_loss: loss that each is expected to reach.
         goal: loss that counts as better than all others.
     """
 
     numbers: Sequence[int]
     worth: np.ndarray
-    chance: np.ndarray
+    probability: np.ndarray
     final_loss: np.ndarray
     goal: np.ndarray
 
@@ -108,9 +108,8 @@ class FreezeThaw(Fifo):
     Args:
         space: the search space.
         max_epochs: epochs of a complete trial.
-        num_trials: number of trials to start.
-        min_chance: once all trials have been started and one is complete, others are thawed only while the chance that
-            one of them ends better is at least this.
+        min_probability: once all trials have been started and one is complete, paused ones are resumed only while one of
+            them ends better than all others with at least this probability.
         seed: the seed of the drawn new trials.
 
     Raises:
@@ -122,16 +121,15 @@ class FreezeThaw(Fifo):
     selects_only_at_rungs = False
     repeats_decisions = False
 
-    def __init__(self, *, space: Space | None, max_epochs: int, num_trials: int, min_chance: float, seed: int) -> None:
-        if not 0 <= min_chance < 1:
+    def __init__(self, *, space: Space | None, max_epochs: int, min_probability: float, seed: int) -> None:
+        if not 0 <= min_probability < 1:
             raise UserError(
-                f"scheduler.min_chance={min_chance:g} must be at least 0 and below 1: it is a probability "
+                f"scheduler.min_probability={min_probability:g} must be at least 0 and below 1: it is a probability "
                 "(configs/scheduler/freeze_thaw.yaml)"
             )
         if space is None:
             raise UserError("scheduler=freeze_thaw needs the search space of the sweep")
-        self._space, self._max_epochs, self._num_trials, self._min_chance = space, max_epochs, num_trials, min_chance
-        self._seed = seed
+        self._space, self._max_epochs, self._min_probability, self._seed = space, max_epochs, min_probability, seed
         self._epochs = list_decision_epochs(max_epochs)
         self.rungs = self._epochs[:-1]
         self._pool = CandidatePool(space)
@@ -178,9 +176,13 @@ class FreezeThaw(Fifo):
 
     def on_trial_resume(self, start: SegmentStart) -> None:
         """Record that a frozen trial is thawed."""
-        trial = self._trials[start.trial]
-        trial.state, trial.began_at, trial.reported_at = "running", self.now, None
+        self._trials[start.trial].state = "running"
+        self.on_segment_start(start.trial)
         self._num_changes += 1
+
+    def on_segment_start(self, trial: int) -> None:
+        """Record when the segment begins, also after a retry."""
+        self._trials[trial].began_at, self._trials[trial].reported_at = self.now, None
 
     def on_trial_end(self, trial: int) -> None:
         """Record that the trial has ended."""
@@ -221,7 +223,7 @@ class FreezeThaw(Fifo):
         return self._answer[3]
 
     def _decide(self, number: int, epoch: int) -> SchedulerDecision:
-        can_start = len(self._trials) < self._num_trials
+        can_start = self.can_start_trial
         if not self._has_model:
             return "pause" if epoch >= _FIRST_EPOCHS and can_start else "continue"
         compared = self._compare(self._list_paused(), with_new=can_start, current=number).favour(current=True)
@@ -241,11 +243,14 @@ class FreezeThaw(Fifo):
         compared = self._compare(paused, with_new=can_start).favour(current=False)
         num = len(compared.numbers)
         best = int(np.argmax(compared.worth[:num]))
+        if not can_start and has_complete:
+            is_likely = compared.probability[:num] >= self._min_probability
+            if not is_likely.any():
+                return None, None
+            best = int(np.argmax(np.where(is_likely, compared.worth[:num], -1.0)))
         if can_start:
             if compared.worth[best] < compared.worth[num:].max():
                 return None, None
-        elif has_complete and compared.chance[best] < self._min_chance:
-            return None, None
         elif not has_complete and not is_running:
             best = int(np.argmin(compared.final_loss))
         return SegmentStart(compared.numbers[best]), compared.explain(best)
@@ -294,7 +299,12 @@ class FreezeThaw(Fifo):
 
     def _forecast(self, current: int | None) -> CurveForecast:
         curves = [
-            KnownCurve(trial.vector, trial.losses, trial.state == "running" and number != current)
+            KnownCurve(
+                trial.vector,
+                trial.losses,
+                is_running=trial.state == "running" and number != current,
+                has_ended=trial.state == "over",
+            )
             for number, trial in self._trials.items()
         ]
         if self._model is None:

@@ -46,6 +46,7 @@ class Scheduler(Protocol):
         reason: why `on_trial_result` decides as it does. The sweep sets it to None before each call and stores what the
             call has set it to; None if nothing was compared. No decision depends on it.
         now: time of the event, in seconds of the sweep's own time. The sweep sets it before each call.
+        can_start_trial: there are new trials left to start. The sweep sets it before `on_trial_result`.
     """
 
     rungs: tuple[int, ...]
@@ -56,6 +57,7 @@ class Scheduler(Protocol):
     repeats_decisions: bool
     reason: Reason | None
     now: float
+    can_start_trial: bool
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Handle the start of a new trial.
@@ -109,6 +111,9 @@ class Scheduler(Protocol):
     def on_trial_resume(self, start: SegmentStart) -> None:
         """Handle the resumption of a paused trial."""
 
+    def on_segment_start(self, trial: int) -> None:
+        """Handle the start of a segment: of a new trial, of one that is resumed, and of one that is retried."""
+
     def on_trial_end(self, trial: int) -> None:
         """Handle the end of a trial that diverged, failed for good, or ended without a decision of the scheduler.
 
@@ -130,6 +135,7 @@ class Fifo:
     repeats_decisions = True
     reason: Reason | None = None
     now = 0.0
+    can_start_trial = True
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Do nothing."""
@@ -154,6 +160,9 @@ class Fifo:
 
     def on_trial_resume(self, start: SegmentStart) -> None:
         """Do nothing, because no trial pauses."""
+
+    def on_segment_start(self, trial: int) -> None:
+        """Do nothing."""
 
     def on_trial_end(self, trial: int) -> None:
         """Do nothing."""

@@ -9,6 +9,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 
+from handpose.errors import UserError
 from handpose.search.distributions import round_to_distribution
 from handpose.search.encoding import ParamsEncoder
 from handpose.search.points import draw_trial
@@ -47,8 +48,17 @@ class CandidatePool:
 
     @cached_property
     def _drawn(self) -> list[Candidate]:
+        """Random configurations, without those that a Python space rejects."""
         sampler = RandomSampler(seed=0)
-        return [self._draw(sampler) for _ in range(_NUM_RANDOM)]
+        drawn = []
+        for number in range(3 * _NUM_RANDOM):
+            with contextlib.suppress(
+                *([UserError] if number else [])
+            ):  # if the first draw fails, the space is at fault
+                drawn.append(self._draw(sampler))
+            if len(drawn) == _NUM_RANDOM:
+                break
+        return drawn
 
     @cached_property
     def _vectors(self) -> np.ndarray:
@@ -57,8 +67,8 @@ class CandidatePool:
     @cached_property
     def encoder(self) -> ParamsEncoder:
         """The encoder of the space."""
-        distributions = {name: each for candidate in self._drawn for name, each in candidate.distributions.items()}
-        return ParamsEncoder([candidate.params for candidate in self._drawn], distributions)
+        examples = [candidate.params for candidate in self._drawn]
+        return ParamsEncoder(examples, [candidate.distributions for candidate in self._drawn])
 
     def draw(
         self, rng: np.random.Generator, *, num_random: int, good: Sequence[Candidate], num_changed: int
@@ -74,7 +84,7 @@ class CandidatePool:
         Returns:
             The candidates, and their vectors (n, d).
         """
-        chosen = rng.choice(_NUM_RANDOM, min(num_random, _NUM_RANDOM), replace=False)
+        chosen = rng.choice(len(self._drawn), min(num_random, len(self._drawn)), replace=False)
         sampler = RandomSampler(seed=int(rng.integers(2**31)))
         changed = [self._change(good[index % len(good)], rng, sampler) for index in range(num_changed if good else 0)]
         together = [self._drawn[index] for index in chosen] + changed
@@ -94,7 +104,10 @@ class CandidatePool:
             distribution = candidate.distributions[name]
             if isinstance(distribution, (FloatDistribution, IntDistribution)) and rng.random() < 0.5:
                 point[name] = _step(candidate.draws[name], distribution, rng)
-        return self._draw(_PointSampler(point, otherwise=sampler))
+        try:
+            return self._draw(_PointSampler(point, otherwise=sampler))
+        except UserError:  # the space rejects the combination
+            return candidate
 
 
 class _PointSampler(IndependentSampler):

@@ -1,9 +1,9 @@
 """What it is worth to train a trial further, judged by a model of learning curves.
 
-The worth of an option (to continue a trial, to thaw a paused one, or to begin a new one) is the chance per second that
-the trial ends better than all others by a margin: than those that are complete, and than the others are expected to
-end. The trial need not be trained to its end: after a later report it may be abandoned, and then the rest of its cost
-is saved. So the worth is the largest, over the epochs of the next decisions and over cutoffs for the value there, of
+The worth of an option (to continue a trial, to resume a paused one, or to start a new one) is the probability per
+second that the trial ends better, by a margin, than every complete trial and than the predicted end of every other one.
+The trial need not be trained to its end: after a later report it may be abandoned, and then the rest of its cost is
+saved. So the worth is the largest, over the epochs of the next decisions and over cutoffs for the value there, of
 
     P(passes the cutoff and ends better than the goal) / (cost until then + P(passes the cutoff) * cost of the rest)
 
@@ -27,7 +27,7 @@ _MAX_FITTED = 150
 _LEAST_FITTED = 5
 """Number of epochs of a trial to which they are fitted: fewer do not show how curves deviate from their prediction."""
 _CUT = 1.5
-"""Standardised losses above it count little more: how bad a bad trial is does not matter."""
+"""Larger standardised losses are compressed by a logarithm, because it does not matter how bad a bad trial is."""
 _MARGIN = 0.1
 """How much better a trial must end to count, as a fraction of the spread of the trials."""
 _LOOK_AHEAD = (1, 2, 3)
@@ -44,11 +44,13 @@ class KnownCurve(NamedTuple):
         vector: its encoded configuration (d,).
         losses: epoch -> loss; smaller is better.
         is_running: whether it is being trained.
+        has_ended: whether it will never be trained further. What it would have reached then is no goal for others.
     """
 
     vector: np.ndarray
     losses: Mapping[int, float]
     is_running: bool = False
+    has_ended: bool = False
 
 
 class Option(NamedTuple):
@@ -83,7 +85,7 @@ class CurveForecast:
 
     Args:
         model: the model. Its scales are used as they are.
-        curves: the trials. Those without losses that run are taken to do as well as the model expects.
+        curves: the trials. Running trials count as if they ended as predicted.
         max_epochs: epochs of a complete trial.
         epochs: the epochs at which trials are judged; the last is max_epochs.
     """
@@ -106,11 +108,11 @@ class CurveForecast:
         seen = [index for index, curve in enumerate(self._curves) if curve.losses]
         ends = posterior.predict(self._make_ends([self._curves[index].vector for index in seen], seen)).mean
         self.final_means = dict(zip(seen, ends, strict=True))
-        results = dict(self.final_means)
+        results = {index: end for index, end in self.final_means.items() if not self._curves[index].has_ended}
         for index, curve in enumerate(self._curves):
             if self._max_epochs in curve.losses:
                 reached = self._scaling.standardise(np.array([curve.losses[self._max_epochs]]))[0]
-                results[index] = min(results[index], reached)
+                results[index] = min(results.get(index, reached), reached)
         self._best = heapq.nsmallest(2, results, key=lambda index: results[index])
         self._best_results = [results[index] for index in self._best]
         running = [index for index, curve in enumerate(self._curves) if curve.is_running]
@@ -153,8 +155,8 @@ class CurveForecast:
         epoch_s = np.maximum(epoch_s, _LEAST_SECONDS)
         end = self._posterior.predict(CurvePoints(vectors, np.full(num, self._max_epochs), trials))
         goal = np.array([self._find_goal(option.trial) for option in options])
-        chance = ndtr((goal - end.mean) / end.deviation)
-        worth = chance / ((self._max_epochs - done) * epoch_s + start_s)
+        probability = ndtr((goal - end.mean) / end.deviation)
+        worth = probability / ((self._max_epochs - done) * epoch_s + start_s)
         for ahead in _LOOK_AHEAD:
             place = np.searchsorted(self._epochs, done, side="right") + ahead - 1
             (early,) = np.nonzero(place < len(self._epochs) - 1)
@@ -173,7 +175,7 @@ class CurveForecast:
             first_s = ((then - done[early]) * epoch_s[early] + start_s[early])[:, None]
             rest_s = ((self._max_epochs - then) * epoch_s[early])[:, None]
             worth[early] = np.maximum(worth[early], (succeeded / (first_s + passed * rest_s)).max(1))
-        return Rating(worth, chance, self._scaling.restore(end.mean), self._scaling.restore(goal))
+        return Rating(worth, probability, self._scaling.restore(end.mean), self._scaling.restore(goal))
 
     def _find_goal(self, trial: int | None) -> float:
         """Return the standardised loss that counts as better than all other trials."""
@@ -188,14 +190,14 @@ class Rating(NamedTuple):
     """What options are worth.
 
     Attributes:
-        worth: chance per second to end better than the goal (n,).
-        chance: chance to end better than the goal, if trained to the end (n,).
+        worth: probability per second to end better than the goal (n,).
+        probability: probability to end better than the goal, if trained to the end (n,).
         final_loss: expected loss at the end (n,).
         goal: the loss that is to be reached (n,).
     """
 
     worth: np.ndarray
-    chance: np.ndarray
+    probability: np.ndarray
     final_loss: np.ndarray
     goal: np.ndarray
 

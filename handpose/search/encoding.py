@@ -25,7 +25,8 @@ class _Column(NamedTuple):
 
     Attributes:
         key: configuration key.
-        option: JSON text of the option whose presence the entry says; empty: the entry says whether the key is present.
+        option: JSON text of the option that the entry indicates; empty: it is a number, or indicates whether the key is
+            present.
         low, high: for a number, the ends of its range, as logarithms if is_log.
         is_number: whether it is a number.
         is_log: whether it is compared by its logarithm.
@@ -42,21 +43,21 @@ class _Column(NamedTuple):
 class ParamsEncoder:
     """Encodes configurations as vectors whose entries lie mostly between 0 and 1.
 
-    A number lies between the ends of its range, by its logarithm if the range is logarithmic. A choice among anything
-    else has an entry for each option. A key that only some configurations have has an entry that says so; its other
-    entries are 0.5 where it is missing. A key that always has the same value has no entry. What is not known of the
-    range of a key is found by random draws.
+    A number lies between the ends of its range, by its logarithm if the range is logarithmic. Anything else has an
+    entry for each option. A key that only some configurations have has an entry that says so; its other entries are 0.5
+    where it is missing. A key that always has the same value has no entry. A range that no distribution gives is that
+    of the examples.
 
     Args:
         examples: random configurations of a search space.
-        distributions: name -> distribution, of all that were drawn for them.
+        distributions: the distributions of their draws, name -> distribution.
     """
 
-    def __init__(self, examples: Sequence[Params], distributions: Mapping[str, BaseDistribution]) -> None:
+    def __init__(self, examples: Sequence[Params], distributions: Sequence[Mapping[str, BaseDistribution]]) -> None:
         self._columns: list[_Column] = []
         for key in sorted({key for each in examples for key in each}):
             values = [each[key] for each in examples if key in each]
-            self._columns += _list_columns(key, values, distributions.get(key))
+            self._columns += _list_columns(key, values, [each[key] for each in distributions if key in each])
             if len(values) < len(examples):
                 self._columns.append(_Column(key))
 
@@ -65,8 +66,7 @@ class ParamsEncoder:
         """Make the encoder of a search space."""
         sampler = RandomSampler(seed=0)
         drawn = [draw_trial(space, sampler) for _ in range(_NUM_DRAWS)]
-        distributions = {name: each for trial, _ in drawn for name, each in trial.distributions.items()}
-        return cls([params for _, params in drawn], distributions)
+        return cls([params for _, params in drawn], [trial.distributions for trial, _ in drawn])
 
     @property
     def num_entries(self) -> int:
@@ -79,23 +79,27 @@ class ParamsEncoder:
         return np.array(rows, dtype=float).reshape(len(params), len(self._columns))
 
 
-def _list_columns(key: str, values: Sequence[Any], distribution: BaseDistribution | None) -> list[_Column]:
-    if all(_is_number(value) for value in values):
-        low, high = min(values), max(values)
-        if low == high:
-            return []
-        middle = float(np.median(values))
-        is_log = low > 0 and high / low >= _MIN_RATIO_OF_LOG and middle < low + (high - low) / 4
-        if isinstance(distribution, (FloatDistribution, IntDistribution)):
-            low, high, is_log = distribution.low, distribution.high, distribution.log
+def _list_columns(key: str, values: Sequence[Any], distributions: Sequence[BaseDistribution]) -> list[_Column]:
+    numbers = [value for value in values if _is_number(value)]
+    options = sorted({to_json_text(value) for value in values if not _is_number(value)})
+    columns = [_Column(key, option) for option in options]
+    if numbers and (low := min(numbers)) < (high := max(numbers)):
+        ranges = [each for each in distributions if isinstance(each, (FloatDistribution, IntDistribution))]
+        if ranges:  # a conditional one may have several
+            low, high = min(each.low for each in ranges), max(each.high for each in ranges)
+            is_log = all(each.log for each in ranges)
+        else:
+            is_skewed = float(np.median(numbers)) < low + (high - low) / 4
+            is_log = low > 0 and high / low >= _MIN_RATIO_OF_LOG and is_skewed
         ends = (math.log(low), math.log(high)) if is_log else (float(low), float(high))
-        return [_Column(key, "", *ends, is_number=True, is_log=is_log)]
-    options = sorted({to_json_text(value) for value in values})
-    return [] if len(options) == 1 else [_Column(key, option) for option in options]
+        columns.append(_Column(key, "", *ends, is_number=True, is_log=is_log))
+    elif len(columns) + bool(numbers) < 2:
+        return []
+    return columns
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _encode_value(params: Params, column: _Column) -> float:
@@ -106,8 +110,11 @@ def _encode_value(params: Params, column: _Column) -> float:
     value = params[column.key]
     if column.option:
         return float(to_json_text(value) == column.option)
+    if not _is_number(value):
+        return 0.5
     number = math.log(max(value, _LEAST)) if column.is_log else float(value)
-    return (number - column.low) / (column.high - column.low)
+    place = (number - column.low) / (column.high - column.low)
+    return min(max(place, -1.0), 2.0)  # such as 0 in place of a number with a logarithm
 
 
 _MAX_KNOWN = 500

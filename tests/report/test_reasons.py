@@ -66,14 +66,20 @@ SENTENCES = [
     (
         Reason("worth", 12.3, rank=3, num_compared=41),
         "pause",
-        "epoch 3: expected to end at PA-MPJPE 12.30 mm; 2 of 40 other trials, frozen or new, are worth more per second "
-        "of training",
+        "epoch 3: expected to end at PA-MPJPE 12.30 mm; 2 of 40 others, paused or new, are worth enough more to be "
+        "trained instead",
     ),
     (
         Reason("worth", 12.3, rank=2, num_compared=2),
         "continue",
-        "epoch 3: expected to end at PA-MPJPE 12.30 mm; 1 of 1 other trial, frozen or new, is worth more per second of "
-        "training",
+        "epoch 3: expected to end at PA-MPJPE 12.30 mm; 1 of 1 others, paused or new, is worth enough more to be "
+        "trained instead",
+    ),
+    (
+        Reason("worth", 12.3, rank=1, num_compared=5),
+        "continue",
+        "epoch 3: expected to end at PA-MPJPE 12.30 mm; none of 4 others, paused or new, is worth enough more to be "
+        "trained instead",
     ),
     (
         Reason("worth", 12.3, rank=1, num_compared=1),

@@ -20,7 +20,7 @@ def make_scheduler(write_space):
     space = write_space(SPACE)
 
     def make(**changes):
-        values = {"space": space, "max_epochs": MAX_EPOCHS, "num_trials": 100, "min_chance": 0.05, "seed": 0}
+        values = {"space": space, "max_epochs": MAX_EPOCHS, "min_probability": 0.05, "seed": 0}
         return FreezeThaw(**values | changes)
 
     return make
@@ -63,7 +63,7 @@ def test_a_trial_that_is_best_is_trained_to_its_end(make_scheduler):
 
 
 def test_the_best_frozen_trial_is_thawed_and_a_hopeless_one_is_not(make_scheduler):
-    scheduler = make_scheduler(num_trials=6)
+    scheduler = make_scheduler()
     begin_spread(scheduler)
     scheduler.on_trial_start(5, {"x": 0.35})
     scheduler.on_trial_end(5)
@@ -78,7 +78,7 @@ def test_the_best_frozen_trial_is_thawed_and_a_hopeless_one_is_not(make_schedule
 
 
 def test_without_a_chance_that_is_wanted_more_trials_are_thawed(make_scheduler):
-    scheduler = make_scheduler(num_trials=5, min_chance=0.0)
+    scheduler = make_scheduler(min_probability=0.0)
     begin_spread(scheduler)
     thawed = []
     while (start := scheduler.choose_trial_to_resume(can_start_trial=False)) is not None and len(thawed) < 40:
@@ -102,7 +102,7 @@ def test_seconds_are_learned_from_the_times_of_reports(make_scheduler):
 
 
 def test_past_decisions_are_taken_as_they_are(make_scheduler):
-    scheduler, resumed = make_scheduler(num_trials=5), make_scheduler(num_trials=5)
+    scheduler, resumed = make_scheduler(), make_scheduler()
     begin_spread(scheduler)
     for trial, each in scheduler._trials.items():
         resumed.on_trial_start(trial, each.candidate.params)
@@ -113,6 +113,31 @@ def test_past_decisions_are_taken_as_they_are(make_scheduler):
     )
 
 
-def test_a_chance_is_a_probability(make_scheduler):
-    with pytest.raises(UserError, match=r"scheduler.min_chance=1 must be at least 0 and below 1"):
-        make_scheduler(min_chance=1.0)
+def test_the_least_probability_is_checked(make_scheduler):
+    with pytest.raises(UserError, match=r"scheduler.min_probability=1 must be at least 0 and below 1"):
+        make_scheduler(min_probability=1.0)
+
+
+def test_a_trial_that_diverged_sets_no_goal(make_scheduler):
+    """It was by far the best."""
+    scheduler = make_scheduler()
+    begin_spread(scheduler)
+    begin(scheduler, 5, 0.3, until=4)
+    scheduler.on_trial_end(5)
+    assert begin(scheduler, 6, 0.4) == (MAX_EPOCHS, "continue")
+
+
+def test_without_new_trials_the_best_one_goes_on(make_scheduler):
+    scheduler = make_scheduler()
+    scheduler.can_start_trial = False
+    assert begin(scheduler, 0, 0.9) == (MAX_EPOCHS, "continue")  # there is nothing else
+
+
+def test_the_time_until_a_retry_is_no_time_of_training(make_scheduler):
+    scheduler = make_scheduler()
+    begin(scheduler, 0, 0.5, until=3)
+    scheduler.now += 3600
+    scheduler.on_segment_start(0)
+    train(scheduler, 0, 0.5, since=3, until=5)
+    assert scheduler._trials[0].epoch_s == [1.0, 1.0]
+    assert scheduler._trials[0].first_epoch_s == [3.0, 3.0]  # with the two seconds of a start

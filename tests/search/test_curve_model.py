@@ -96,7 +96,7 @@ def test_the_chance_to_be_best_is_as_often_right_as_it_says():
         fit_model(model, known, EPOCHS)
         forecast = CurveForecast(model, known, MAX_EPOCHS, EPOCHS)
         rating = forecast.rate([Option(known[place].vector, place, 4, 1.0, 0.0) for place in range(12)])
-        chances += list(rating.chance)
+        chances += list(rating.probability)
         hits += [curves[place].losses[MAX_EPOCHS] < goal for place, goal in enumerate(rating.goal)]
     assert np.mean(chances) == pytest.approx(np.mean(hits), abs=0.03)
 
@@ -127,7 +127,7 @@ def test_worth_is_what_a_policy_of_two_steps_earns_per_second():
     rating = forecast.rate([Option(known[0].vector, 0, 1, 2.0, 3.0)])
     rng, best = np.random.default_rng(0), 0.0
     end = forecast._posterior.predict(make_points((known[0].vector, MAX_EPOCHS, 0)))
-    goal = end.mean[0] + end.deviation[0] * norm.ppf(rating.chance[0])
+    goal = end.mean[0] + end.deviation[0] * norm.ppf(rating.probability[0])
     for epoch in EPOCHS[1:4]:
         soon = forecast._posterior.predict(make_points((known[0].vector, epoch, 0)))
         covariance = np.array(
@@ -141,7 +141,7 @@ def test_worth_is_what_a_policy_of_two_steps_earns_per_second():
             passed = seen < cutoff
             cost = (epoch - 1) * 2.0 + 3.0 + passed.mean() * (MAX_EPOCHS - epoch) * 2.0
             best = max(best, (passed & (final < goal)).mean() / cost)
-    straight = rating.chance[0] / (26 * 2.0 + 3.0)
+    straight = rating.probability[0] / (26 * 2.0 + 3.0)
     assert rating.worth[0] == pytest.approx(max(best, straight), rel=0.05)
 
 
@@ -168,7 +168,7 @@ def test_a_running_trial_is_expected_to_do_what_the_model_says_so_that_others_go
     option = [Option(place, None, 0, 1.0, 0.0)]
     alone = CurveForecast(model, known, MAX_EPOCHS, EPOCHS).rate(option)
     beside = CurveForecast(model, [*known, running], MAX_EPOCHS, EPOCHS).rate(option)
-    assert beside.chance[0] <= alone.chance[0]
+    assert beside.probability[0] <= alone.probability[0]
     assert beside.final_loss[0] == pytest.approx(alone.final_loss[0], rel=0.01)
 
 

@@ -38,7 +38,7 @@ def test_numbers_lie_in_their_range_and_choices_have_an_entry_for_each_option(wr
 def test_a_missing_parameter_lies_in_the_middle_and_is_marked(write_space):
     encoder = ParamsEncoder.from_space(write_space(CONDITIONAL, ".py"))
     vectors = encoder.encode([{"depth": 4, "skips": 0}, {"depth": 4, "skips": False}, {"depth": 0}])
-    np.testing.assert_allclose(vectors, [[1, 1, 0, 1], [1, 0, 1, 1], [0, 0.5, 0.5, 0]])
+    np.testing.assert_allclose(vectors, [[1, 0, 1], [1, 1, 1], [0, 0.5, 0]])
 
 
 def test_a_range_is_logarithmic_only_if_the_space_says_so(write_space):
@@ -67,3 +67,22 @@ def test_values_are_kept_where_they_are_known_and_zero_far_away():
     exact = np.linalg.inv([[1.05, similarity], [similarity, 1.05]]) @ [2.0, 0.0]
     assert found == pytest.approx([exact[0] + similarity * exact[1], 0.0])
     assert interpolate(np.empty((0, 2)), np.empty(0), asked).tolist() == [0.0, 0.0]
+
+
+def test_a_conditional_range_is_the_union_of_its_ranges(write_space):
+    draws = "{'a': a, 'd': trial.suggest_int('d', 1, a)}"
+    text = f"def space(trial):\n    a = trial.suggest_categorical('a', [5, 1])\n    return {draws}\n"
+    encoder = ParamsEncoder.from_space(write_space(text, ".py"))
+    np.testing.assert_allclose(encoder.encode([{"a": 5, "d": 5}, {"a": 1, "d": 1}])[:, 1], [1, 0])
+
+
+def test_infinity_and_a_number_without_logarithm_have_finite_entries(write_space):
+    text = (
+        "def space(trial):\n    use = trial.suggest_categorical('use', [1, 0])\n"
+        "    clip = trial.suggest_categorical('clip', [1.0, 5.0, float('inf')])\n"
+        "    return {'use': use, 'clip': clip, 'wd': trial.suggest_float('wd', 1e-6, 0.1, log=True) if use else 0.0}\n"
+    )
+    encoder = ParamsEncoder.from_space(write_space(text, ".py"))
+    vectors = encoder.encode([{"use": 0, "clip": float("inf"), "wd": 0.0}, {"use": 1, "clip": 5.0, "wd": 0.1}])
+    # clip is infinite, clip, use, wd
+    np.testing.assert_allclose(vectors, [[1, 0.5, 0, -1], [0, 1, 1, 1]])

@@ -236,7 +236,7 @@ class History:
             at: time of the report, in seconds of the sweep's own time.
             past: the decision of a past report. A scheduler that does not repeat its decisions takes it as it is.
         """
-        self._scheduler.now = at
+        self._scheduler.now, self._scheduler.can_start_trial = at, self.can_start_trial
         if not math.isfinite(value):
             return ExplainedDecision("diverged", Reason("not_finite"))
         limit = self._find_divergence_limit(number)
@@ -511,6 +511,9 @@ class History:
         trial.row.reason = self._format_reason(event.reason, "resume", trial.row.epochs)
         if trial.row.state == "paused":
             self._scheduler.on_trial_resume(SegmentStart(event.trial, event.source, event.params))
+        on_segment_start = getattr(self._scheduler, "on_segment_start", None)  # an extension need not have it
+        if on_segment_start is not None:
+            on_segment_start(event.trial)
         if event.checkpoint is not None:
             self.retention.add(event.trial, event.checkpoint)
             trial.row.epochs, trial.first_own_segment = event.epoch, event.segment

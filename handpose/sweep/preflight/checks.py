@@ -260,8 +260,8 @@ def check_validation_epochs(sweep: SweepSettings, scheduler: Scheduler, *, valid
         rungs = ", ".join(map(str, scheduler.rungs))
         raise UserError(
             f"{interval} validates no trial at epoch {missed[0]}, where the scheduler compares them (it does at "
-            f"{rungs}); give trainer.check_val_every_n_epoch=1, or make the options of the scheduler that set these "
-            "epochs, such as scheduler.grace_period or scheduler.perturbation_interval, multiples of it"
+            f"{rungs}); give trainer.check_val_every_n_epoch=1, or make the option of the scheduler that sets these "
+            "epochs a multiple of it, if there is one (scheduler.grace_period, scheduler.perturbation_interval)"
         )
 
 

@@ -46,7 +46,7 @@ def make_schedulers(space):
         "fifo": Fifo,
         "stop": lambda: Asha(mode="stop", brackets=2, **asha),
         "promote": lambda: Asha(mode="promote", brackets=1, **asha),
-        "freeze-thaw": lambda: FreezeThaw(space=space, max_epochs=9, num_trials=12, min_chance=0.05, seed=5),
+        "freeze-thaw": lambda: FreezeThaw(space=space, max_epochs=9, min_probability=0.05, seed=5),
         "fifo of two": Fifo,
         "stop of two": lambda: Asha(mode="stop", brackets=2, num_objectives=2, **asha),
         "promote of two": lambda: Asha(mode="promote", brackets=1, num_objectives=2, **asha),
@@ -101,6 +101,14 @@ def test_a_killed_sweep_decides_what_an_uninterrupted_one_decides_from_the_same_
     assert killed.opened >= 5
     assert killed.list_decisions() == whole.list_decisions()
     assert killed.proposer.told == whole.proposer.told
+
+
+def test_a_killed_sweep_keeps_the_decisions_of_a_scheduler_that_would_decide_otherwise(simulate):
+    """freeze_thaw counts the time of training, which a kill changes."""
+    generator = random.Random(0)
+    killed = simulate("freeze-thaw").run(kill_when=lambda num_reports: generator.random() < 0.3)
+    assert killed.opened >= 5
+    assert any(event.decision == "complete" for event in killed.list_decisions() if isinstance(event, EpochReported))
 
 
 @pytest.mark.parametrize("kind", KINDS)

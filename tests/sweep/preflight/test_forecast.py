@@ -155,8 +155,6 @@ def test_a_sweep_of_very_many_trials_is_forecast_at_once():
 def test_a_scheduler_that_judges_whole_curves_is_forecast_by_its_stand_in(write_space):
     space = write_space("optimizer.lr: interval(0.0, 1.0)")
     common = {"num_trials": 50, "max_epochs": 27, "num_slots": 4, "validation_interval": 1, "params": [{}]}
-    found = forecast_sweep(
-        lambda: FreezeThaw(space=space, max_epochs=27, num_trials=50, min_chance=0.05, seed=0), **common
-    )
+    found = forecast_sweep(lambda: FreezeThaw(space=space, max_epochs=27, min_probability=0.05, seed=0), **common)
     asha = {"grace_period": 1, "reduction_factor": 3, "brackets": 1, "max_epochs": 27, "seed": 0}
     assert found == forecast_sweep(lambda: Asha(mode="promote", **asha), **common)
