@@ -108,8 +108,8 @@ class FreezeThaw(Fifo):
     Args:
         space: the search space.
         max_epochs: epochs of a complete trial.
-        min_probability: once all trials have been started and one is complete, paused ones are resumed only while one of
-            them ends better than all others with at least this probability.
+        min_probability: once all trials have been started and one is complete, paused ones are resumed only while one
+            of them ends better than all others with at least this probability.
         seed: the seed of the drawn new trials.
 
     Raises:
