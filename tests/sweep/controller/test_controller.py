@@ -84,7 +84,6 @@ KINDS = [
     "stop",
     "promote",
     "median",
-    "freeze-thaw",
     "population",
     "fifo of two",
     "stop of two",
