@@ -189,17 +189,21 @@ class OptunaSearcher(Searcher):
         if found is None or _PLAN_ATTRIBUTE not in self._storage.get_study_user_attrs(found):
             found = self._create_study(found, metric, mode, initial_trials or prepare_trials(), storage)
         self._study_id = found
-        attributes = self._storage.get_study_user_attrs(found)
+        self._read_study(is_grid=sampler is None)
+        self._next_number = None if resume else self.first_number
+
+    def _read_study(self, *, is_grid: bool) -> None:
+        """Read the plan of the study, and the parameters of its trials."""
+        attributes = self._storage.get_study_user_attrs(self._study_id)
         self.warm_start: list[dict[str, Any]] = attributes[_WARM_START_ATTRIBUTE]
         self.first_number: int = attributes[_PLAN_ATTRIBUTE]["first_number"]
         points: list[Params] = attributes[_PLAN_ATTRIBUTE]["points"]
-        self._first_points = order_grid_points(space, points, seed) if sampler is None else points
+        self._first_points = order_grid_points(self._space, points, self._seed) if is_grid else points
         self._origins: list[str] = attributes[_PLAN_ATTRIBUTE].get("origins", [])
-        stored = self._storage.get_all_trials(found, deepcopy=False)
+        stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
         self._trial_ids = [trial._trial_id for trial in stored]  # by number
         self._imported_params = set(map(_make_params_key, stored[: self.first_number]))
         self._tried_params = set(map(_make_params_key, stored[self.first_number :]))
-        self._next_number = None if resume else self.first_number
 
     @property
     def study(self) -> optuna.Study:
