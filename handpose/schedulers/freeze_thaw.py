@@ -14,7 +14,7 @@ from handpose.schedulers.scheduler import Fifo, Scheduler, SchedulerDecision, Se
 from handpose.search.candidates import Candidate, CandidatePool
 from handpose.search.curve_model import CurveModel
 from handpose.search.curve_worth import CurveForecast, KnownCurve, Option, fit_model, list_decision_epochs
-from handpose.search.encoding import interpolate
+from handpose.search.encoding import predict_seconds
 from handpose.search.points import place_values
 from handpose.search.space import Params, Space
 
@@ -324,8 +324,8 @@ class FreezeThaw(Fifo):
     def _predict_seconds(self, vectors: np.ndarray, otherwise: float) -> np.ndarray:
         """Predict the seconds of an epoch of new trials, from those of similar ones."""
         timed = [trial for trial in self._trials.values() if trial.epoch_s]
-        logs = np.log([max(float(np.median(trial.epoch_s)), 1e-6) / otherwise for trial in timed])
-        return otherwise * np.exp(interpolate(np.array([trial.vector for trial in timed]), logs, vectors))
+        seconds = [max(float(np.median(trial.epoch_s)), 1e-6) for trial in timed]
+        return predict_seconds([trial.vector for trial in timed], seconds, vectors, otherwise=otherwise)
 
     def _estimate_seconds(self) -> tuple[float, float]:
         """Estimate the seconds of an epoch of a trial, and those of its start; 1 and 0 if nothing is known."""

@@ -50,14 +50,12 @@ class CandidatePool:
     def _drawn(self) -> list[Candidate]:
         """Random configurations, without those that a Python space rejects."""
         sampler = RandomSampler(seed=0)
-        drawn = []
-        for number in range(3 * _NUM_RANDOM):
-            with contextlib.suppress(
-                *([UserError] if number else [])
-            ):  # if the first draw fails, the space is at fault
-                drawn.append(self._draw(sampler))
+        drawn = [self._draw(sampler)]  # if the first draw fails, the space is at fault
+        for _ in range(3 * _NUM_RANDOM):
             if len(drawn) == _NUM_RANDOM:
                 break
+            with contextlib.suppress(UserError):
+                drawn.append(self._draw(sampler))
         return drawn
 
     @cached_property

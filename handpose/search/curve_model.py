@@ -25,7 +25,7 @@ _NUM_STEPS = 25
 
 
 class CurvePoints(NamedTuple):
-    """Points at which curves are known or asked for.
+    """Points of learning curves, seen or to be predicted.
 
     Attributes:
         vectors: encoded configurations (n, d).

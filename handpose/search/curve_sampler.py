@@ -13,7 +13,7 @@ from handpose.plain_values import to_json_text
 from handpose.search.candidates import Candidate, CandidatePool
 from handpose.search.curve_model import CurveModel
 from handpose.search.curve_worth import CurveForecast, KnownCurve, Option, fit_model, list_decision_epochs
-from handpose.search.encoding import interpolate
+from handpose.search.encoding import interpolate, predict_seconds
 from handpose.search.study import get_trial_params
 
 _NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 200, 60, 5
@@ -93,11 +93,9 @@ class CurveSampler(BaseSampler):
 
     def _choose(self, trials: Sequence[FrozenTrial], sign: float) -> Candidate | None:
         started = [each for each in trials if each.params]
-        vectors = self._pool.encoder.encode([get_trial_params(each) for each in started])
-        known = [
-            _KnownTrial(Candidate(each.params, each.distributions, get_trial_params(each)), vector, each)
-            for each, vector in zip(started, vectors, strict=True)
-        ]
+        candidates = [Candidate(each.params, each.distributions, get_trial_params(each)) for each in started]
+        vectors = self._pool.encoder.encode([each.params for each in candidates])
+        known = [_KnownTrial(*each) for each in zip(candidates, vectors, started, strict=True)]
         usable = [each for each in known if each.trial.state != TrialState.FAIL]
         curves = [
             KnownCurve(each.vector, self._read_losses(each.trial, sign), each.trial.state == TrialState.RUNNING)
@@ -117,8 +115,8 @@ class CurveSampler(BaseSampler):
         tried = {to_json_text(each.candidate.params) for each in known}
         risk = _predict_risk(known, places)
         is_new = np.array([to_json_text(each.params) not in tried for each in candidates])
-        is_allowed = is_new & (risk <= _MAX_RISK) if (is_new & (risk <= _MAX_RISK)).any() else is_new
-        best = int(np.argmax(np.where(is_allowed, rating.worth * (1 - risk), -1.0)))
+        is_safe = is_new & (risk <= _MAX_RISK)
+        best = int(np.argmax(np.where(is_safe if is_safe.any() else is_new, rating.worth * (1 - risk), -1.0)))
         self._expected_loss = sign * float(rating.final_loss[best])
         return candidates[best]
 
@@ -130,9 +128,9 @@ class CurveSampler(BaseSampler):
     def _predict_seconds(self, known: Sequence[_KnownTrial], asked: np.ndarray) -> np.ndarray:
         """Predict the seconds of an epoch of configurations (n,); all 1 if none are known."""
         timed = [each for each in known if self._epoch_seconds.get(each.trial.number, 0.0) > 0]
-        logs = np.log([self._epoch_seconds[each.trial.number] for each in timed])
-        center = float(np.median(logs)) if timed else 0.0
-        return np.exp(center + interpolate(np.array([each.vector for each in timed]), logs - center, asked))
+        seconds = [self._epoch_seconds[each.trial.number] for each in timed]
+        typical = float(np.exp(np.median(np.log(seconds)))) if timed else 1.0
+        return predict_seconds([each.vector for each in timed], seconds, asked, otherwise=typical)
 
 
 def _predict_risk(known: Sequence[_KnownTrial], asked: np.ndarray) -> np.ndarray:

@@ -96,11 +96,6 @@ class CurveForecast:
         self._scaling = _Scaling.find(curves)
         self._posterior = self._condition()
 
-    @property
-    def model(self) -> CurveModel:
-        """The model that predicts."""
-        return self._model
-
     def _condition(self) -> CurvePosterior:
         points, losses = collect_points(self._curves, self._epochs, _MAX_POINTS, least=2)
         values = self._scaling.standardise(losses)

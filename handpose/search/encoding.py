@@ -127,7 +127,7 @@ def interpolate(vectors: np.ndarray, values: np.ndarray, asked: np.ndarray) -> n
     Args:
         vectors: known configurations (n, d). The newest 500 are used.
         values: their values (n,), around 0.
-        asked: configurations asked for (m, d).
+        asked: configurations to predict (m, d).
 
     Returns:
         The values (m,); 0 far from all known configurations.
@@ -137,6 +137,23 @@ def interpolate(vectors: np.ndarray, values: np.ndarray, asked: np.ndarray) -> n
     vectors, values = vectors[-_MAX_KNOWN:], values[-_MAX_KNOWN:]
     weights = np.linalg.solve(_compare(vectors, vectors) + _NOISE * np.eye(len(values)), values)
     return _compare(asked, vectors) @ weights
+
+
+def predict_seconds(
+    vectors: Sequence[np.ndarray], seconds: Sequence[float], asked: np.ndarray, *, otherwise: float
+) -> np.ndarray:
+    """Predict how long configurations take, from those of which it is known.
+
+    Args:
+        vectors: the known configurations, n vectors (d,).
+        seconds: their seconds (n,), above 0.
+        asked: the configurations to predict (m, d).
+        otherwise: seconds far from all known ones.
+
+    Returns:
+        The seconds (m,).
+    """
+    return otherwise * np.exp(interpolate(np.array(vectors), np.log(np.array(seconds) / otherwise), asked))
 
 
 def _compare(first: np.ndarray, second: np.ndarray) -> np.ndarray:
