@@ -45,8 +45,21 @@ def format_close_reason(reason: str, budget: Reason | None) -> str:
         budget: the spent budget, if one is recorded.
     """
     if budget is not None and budget.cutoff is not None:
-        return f"{budget.rule}={budget.cutoff:g} is spent"
+        return format_spent_budget(budget.rule, budget.cutoff, budget.value)
     return {"spent": "a budget is spent", "finished": "the sweep has finished"}.get(reason, f"the sweep was {reason}")
+
+
+def format_spent_budget(key: str, amount: float, used: float | None) -> str:
+    """Format why a sweep has ended before all of its trials.
+
+    Args:
+        key: configuration key of its budget, or `sweep.stop_when`.
+        amount: the value of the key.
+        used: how much was used; of `sweep.stop_when`, the gain that was expected.
+    """
+    if key != "sweep.stop_when" or used is None:
+        return f"{key}={amount:g} is spent"
+    return f"as many trials again are expected to improve the metric by {used:.2g}, less than {key}={amount:g}"
 
 
 def _format_rung(reason: Reason, metric: str, outcome: str, epoch: int) -> str:

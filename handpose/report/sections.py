@@ -110,9 +110,15 @@ def format_status(record: SweepRecord) -> str:
     """Format the state of a sweep in a sentence."""
     counts = Counter(trial.state for trial in record.trials)
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    spent = "its budget is spent; it can be resumed with a larger one"
+    if record.expected_gain is not None:
+        spent = (
+            "ended because as many trials again were expected to improve the metric by "
+            f"{record.expected_gain:.2g}, less than sweep.stop_when; it can be resumed with a smaller value"
+        )
     how = {
         "finished": "finished",
-        "spent": "its budget is spent; it can be resumed with a larger one",
+        "spent": spent,
         "interrupted": "interrupted; it can be resumed",
         "halted": "halted because no trial worked",
         "": "running, or killed",

@@ -365,6 +365,7 @@ class SweepRecord:
         origin: versions, Git revision, fingerprint of the data, and command line.
         configuration: the composed configuration.
         best: the content of best.yaml.
+        expected_gain: how much as many trials again were expected to improve the metric, if the sweep ended for that.
     """
 
     name: str
@@ -392,6 +393,7 @@ class SweepRecord:
     origin: Values = field(default_factory=dict)
     configuration: Values = field(default_factory=dict)
     best: Values = field(default_factory=dict)
+    expected_gain: float | None = None
 
     @property
     def sign(self) -> float:

@@ -116,6 +116,7 @@ class TrialTable:
         objectives: the second objective, or empty.
         end: why the sweep was closed, as in `SweepClosed.reason`; empty while it runs or after it was killed.
         elapsed_s: the sweep's own time when it was closed.
+        expected_gain: how much as many trials again were expected to improve the metric, if it was closed for that.
     """
 
     metric: str
@@ -131,6 +132,7 @@ class TrialTable:
     objectives: tuple[CostObjective, ...] = ()
     end: Literal["", "finished", "spent", "interrupted", "halted"] = ""
     elapsed_s: float = 0.0
+    expected_gain: float | None = None
 
     @property
     def target(self) -> TargetMetric:

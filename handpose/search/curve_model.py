@@ -135,6 +135,12 @@ class CurveModel:
         """Standard deviation of a value around its curve."""
         return float(self._split(self._log_scales).noise)
 
+    @property
+    def trial_deviation(self) -> float:
+        """Standard deviation of a trial's value around what its configuration reaches."""
+        scales = self._split(self._log_scales)
+        return math.sqrt(scales.trial_level**2 + scales.trial_course**2 + scales.noise**2)
+
     def _compute_negative_log_posterior(self, logs: Tensor, inputs: _Inputs, values: Tensor) -> Tensor:
         belief = 0.5 * (((logs - self._typical) / self._spreads) ** 2).sum()
         scales = self._split(logs)
@@ -185,6 +191,22 @@ class CurvePosterior:
         """Return the covariances (n,) of two predictions of the same n trials at two epochs each."""
         before = _compute_pairs(self._scales, first.inputs.times, second.inputs.times)
         return (before - (first.whitened * second.whitened).sum(0)).numpy()
+
+    def draw_means(self, vectors: np.ndarray, epoch: int, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw together what configurations (n, d) reach at an epoch, without the deviations of single trials.
+
+        Returns:
+            The draws (n, num).
+        """
+        unseen = -1 - np.arange(len(vectors))
+        prediction = self.predict(CurvePoints(vectors, np.full(len(vectors), epoch), unseen))
+        covariance = _compute_covariance(self._scales, prediction.inputs, prediction.inputs)
+        covariance = covariance - prediction.whitened.T @ prediction.whitened
+        own = self._scales.trial_level**2 + self._scales.trial_course**2
+        eye = torch.eye(len(covariance), dtype=torch.float64)
+        factor = torch.linalg.cholesky(covariance + (1e-5 - own) * eye)
+        normal = torch.from_numpy(rng.standard_normal((len(covariance), num)))
+        return prediction.mean[:, None] + (factor @ normal).numpy()
 
 
 class CurvePrediction(NamedTuple):

@@ -137,6 +137,16 @@ class CurveForecast:
         deviation = np.sqrt(prediction.deviation**2 + self._model.noise**2)
         return self._scaling.restore(prediction.mean + np.array([[-1.645], [0.0], [1.645]]) * deviation)
 
+    def draw_ends(self, vectors: np.ndarray, num: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw together where configurations (n, d) end.
+
+        Returns:
+            The losses without the chance of a single trial (n, num), and those that one trial of each reports (n, num).
+        """
+        means = self._posterior.draw_means(vectors, self._max_epochs, num, rng)
+        reported = means + self._model.trial_deviation * rng.standard_normal(means.shape)
+        return self._scaling.restore(means), self._scaling.restore(reported)
+
     def rate(self, options: Sequence[Option]) -> "Rating":
         """Compute the worth of options."""
         num = len(options)

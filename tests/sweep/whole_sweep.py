@@ -116,8 +116,7 @@ class SweepProcess:
             self.recorder.refresh()
 
     def _is_spent(self):
-        state = self.state
-        return self.sweep.find_spent_budget(elapsed_s=state.elapsed_s(), gpu_hours=state.count_gpu_hours()) is not None
+        return self.state.is_budget_spent()
 
     def _measured(self, segment):
         costs = {"num_parameters": 1e6 * (1 + segment.trial % 4), "latency_ms": 2.5, "memory_mb": 100.0 + segment.trial}

@@ -114,6 +114,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         origin={name: kept[name] for name in _PROVENANCE if name in kept},
         configuration=config,
         best=read_yaml(folder / "best.yaml"),
+        expected_gain=table.expected_gain,
     )
     return replace(record, importance=_compute_sweep_importance(record, distributions)) if with_importance else record
 

@@ -13,11 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 from handpose.errors import UserError
 from handpose.files import read_json
 from handpose.report.formatting import format_duration, format_interval, format_metric
+from handpose.report.reasons import format_spent_budget
 from handpose.report.terminal import SweepClock, render_sweep
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.record.events import EVENTS_FILE, Event, SweepClosed, SweepOpened, read_events
-from handpose.sweep.record.settings import SweepSettings, format_resume_command, restore_settings
+from handpose.sweep.record.settings import STOP_WHEN_KEY, SweepSettings, format_resume_command, restore_settings
 from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
 from handpose.urls import is_url
 from handpose.yaml_files import read_yaml
@@ -51,7 +52,7 @@ def render_status(folder: Path, *, width: int, place: str | None = None) -> Rend
     shown = _render_sweep(sweep, f"sweep {sweep.name}  ·  {space}", width=width, go_on=go_on)
     confirming = folder / "confirm"
     if (confirming / EVENTS_FILE).is_file():
-        of_the_sweep = {"second_objective": None, "time_budget_s": None, "gpu_hours": None}
+        of_the_sweep = {"second_objective": None, "time_budget_s": None, "gpu_hours": None, "stop_when": None}
         again = restore_settings(record["sweep"] | of_the_sweep, confirming)
         shown += [Text(), *_render_sweep(again, f"confirmation of {sweep.name}", width=width, go_on=go_on)]
     events = read_events(folder / EVENTS_FILE)
@@ -121,10 +122,8 @@ def _describe_progress(sweep_status: _SweepStatus, silent_s: float, go_on: str) 
             return [reason]
         budget = sweep_status.history.spent_budget
         if reason == "spent" and budget is not None:
-            return [
-                f"{budget.key}={budget.amount:g} is spent; to resume with a larger one:",
-                f"{go_on} {budget.larger_override}",
-            ]
+            other = "a smaller value" if budget.key == STOP_WHEN_KEY else "a larger one"
+            return [f"{format_spent_budget(*budget)}; to resume with {other}:", f"{go_on} {budget.larger_override}"]
         return [f"{reason}; to resume:", go_on]
     if sweep_status.last is None or isinstance(sweep_status.last, SweepOpened):
         return ["its workers are starting"]

@@ -31,7 +31,7 @@ from handpose.sweep.record.events import (
     TrialSuggested,
     scan_event_lines,
 )
-from handpose.sweep.record.settings import SweepSettings
+from handpose.sweep.record.settings import STOP_WHEN_KEY, SweepSettings
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, make_run_name
 from handpose.sweep.storage.checkpoint_files import FolderFiles
 from handpose.sweep.storage.retention import describe_checkpoint
@@ -554,7 +554,8 @@ class _EventChecker:
         elif event.reason == "spent":
             if not self._has_trials_left and not history.live["running"]:
                 self._add(Wrong, "closes the sweep for a spent budget, but no trial is left to run, so it is finished")
-            budget = history.explain_budget(event.at)
+            expected = event.budget.value if event.budget is not None and event.budget.rule == STOP_WHEN_KEY else None
+            budget = history.explain_budget(event.at, expected)
             if budget is None and self._has_current_budgets:
                 self._add(Wrong, f"closes the sweep at {event.at} s for a spent budget, but no budget is spent")
             elif self._has_current_budgets:

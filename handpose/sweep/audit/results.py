@@ -90,7 +90,13 @@ def _audit_confirm_sweep(audited: AuditedSweep) -> ReplayResult:
     task, sweep = audited.task, audited.settings
     folder, label = sweep.path / CONFIRM_FOLDER, f"{CONFIRM_FOLDER}/"
     settings = replace(
-        sweep, folder=str(folder), second_objective=None, time_budget_s=None, gpu_hours=None, gpus_per_trial=None
+        sweep,
+        folder=str(folder),
+        second_objective=None,
+        time_budget_s=None,
+        gpu_hours=None,
+        stop_when=None,
+        gpus_per_trial=None,
     )
     every = task.config.trainer.check_val_every_n_epoch
     expected = Expectations(None, None, 0, {}, lambda number: None, every)

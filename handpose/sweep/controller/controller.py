@@ -19,6 +19,7 @@ from handpose.schedulers.scheduler import SegmentStart
 from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.sweep.controller.history import History, TrialHistory
 from handpose.sweep.controller.slots import NodeCapacity
+from handpose.sweep.controller.stopping_rule import StoppingRule
 from handpose.sweep.record.events import (
     CheckpointRecord,
     CloseReason,
@@ -74,6 +75,7 @@ class SweepController:
         log: the event log. The events in it are checked and replayed.
         history: an empty history.
         searcher: proposes parameters and stores the study.
+        stopping_rule: estimates whether further trials are worth it; None: the sweep does not ask.
         clock: returns the time in seconds.
 
     Attributes:
@@ -93,6 +95,7 @@ class SweepController:
         log: EventLog,
         history: History,
         searcher: Searcher,
+        stopping_rule: StoppingRule | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.history = history
@@ -101,6 +104,8 @@ class SweepController:
         self._settings = settings
         self._log = log
         self._searcher = searcher
+        self._stopping_rule = stopping_rule
+        self._expected_gain: float | None = None
         self._num_slots = 0
         self._capacity = NodeCapacity()
         self._clock = clock
@@ -344,10 +349,19 @@ class SweepController:
                 self._end_trial(trial, Reason("not_promoted"))
         self.is_closed = True
         at = self.elapsed_s()
-        self._record_event(SweepClosed(at, reason, self.history.explain_budget(at) if reason == "spent" else None))
+        budget = self.history.explain_budget(at, self._expected_gain) if reason == "spent" else None
+        self._record_event(SweepClosed(at, reason, budget))
         for trial in left:
             if not trial.row.is_over:
                 self._searcher.on_trial_update(snapshot_trial(trial))
+
+    def is_budget_spent(self) -> bool:
+        """Return whether a budget is used up, or further trials are expected to gain less than `sweep.stop_when`."""
+        rule = self._stopping_rule
+        if rule is not None and rule.is_due(self.history.num_reports):
+            snapshots = [snapshot_trial(trial) for trial in self.history.trials.values()]
+            self._expected_gain = rule.estimate_gain(snapshots)
+        return self.history.explain_budget(self.elapsed_s(), self._expected_gain) is not None
 
     def _is_running(self, trial: TrialHistory) -> bool:
         return not self.is_closed and trial.row.state == "running"

@@ -33,7 +33,7 @@ from handpose.sweep.record.events import (
     TrialSuggested,
     get_kind,
 )
-from handpose.sweep.record.settings import SpentBudget, SweepSettings
+from handpose.sweep.record.settings import STOP_WHEN_KEY, SpentBudget, SweepSettings
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles
 from handpose.sweep.storage.retention import CheckpointNeed, CheckpointRetention
 
@@ -347,21 +347,27 @@ class History:
     @property
     def spent_budget(self) -> SpentBudget | None:
         """A budget that was spent at the last event; None if no budget was spent."""
-        return self._settings.find_spent_budget(elapsed_s=self.at, gpu_hours=self.count_gpu_hours(self.at))
+        return self._find_spent_budget(self.at, self.table.expected_gain)
 
     @property
     def can_start_trial(self) -> bool:
         """Whether fewer trials than `num_trials` have been started."""
         return len(self.trials) < self.num_trials
 
-    def explain_budget(self, now: float) -> Reason | None:
+    def explain_budget(self, now: float, expected_gain: float | None = None) -> Reason | None:
         """Return the budget that is spent: its key, the amount used, and as the cutoff the whole amount.
 
         Args:
             now: current time, in seconds of the sweep's own time.
+            expected_gain: how much as many trials again are expected to improve the metric; None: it is not known.
         """
-        budget = self._settings.find_spent_budget(elapsed_s=now, gpu_hours=self.count_gpu_hours(now))
+        budget = self._find_spent_budget(now, expected_gain)
         return None if budget is None else Reason(budget.key, value=budget.used, cutoff=budget.amount)
+
+    def _find_spent_budget(self, now: float, expected_gain: float | None) -> SpentBudget | None:
+        return self._settings.find_spent_budget(
+            elapsed_s=now, gpu_hours=self.count_gpu_hours(now), expected_gain=expected_gain
+        )
 
     def find_trial_to_retry(self, now: float) -> int | None:
         """Return the waiting trial with the lowest number that may run now; None if there is none.
@@ -497,7 +503,7 @@ class History:
 
     def _apply_opened(self, event: SweepOpened) -> None:
         """Start a process of the sweep: trials that ran when the previous one ended now wait to be resumed."""
-        self.table.end = ""
+        self.table.end, self.table.expected_gain = "", None
         self.num_trials, self.gpus = event.num_trials, event.gpus
         self.health.reset()
         for number in sorted(self.live["running"]):
@@ -581,6 +587,8 @@ class History:
 
     def _apply_closed(self, event: SweepClosed) -> None:
         self.table.end, self.table.elapsed_s = event.reason, event.at
+        if event.budget is not None and event.budget.rule == STOP_WHEN_KEY:
+            self.table.expected_gain = event.budget.value
         self.table.gpu_hours = self.count_gpu_hours(event.at)
         for number in sorted(self.live["running"]):
             self.trials[number].update_seconds(event.at)

@@ -28,7 +28,8 @@ def bind_scheduler(
         A function that returns a new scheduler with each call.
 
     Raises:
-        UserError: the scheduler's values are invalid, or it does not support the sweep's second objective.
+        UserError: the scheduler's values are invalid, it does not support the sweep's second objective, or
+            `sweep.stop_when` does not support one of them.
     """
     num_objectives = 1 if sweep.second_objective is None else 2
     fresh = bind_arguments(
@@ -38,6 +39,16 @@ def bind_scheduler(
         raise UserError(
             f"sweep.second_objective={sweep.second_objective} needs a scheduler for two objectives, such as "
             f"scheduler=asha or fifo: {type(fresh()).__name__} compares trials by one objective alone"
+        )
+    if sweep.stop_when is not None and (sweep.second_objective is not None or fresh().perturbs_params):
+        other = (
+            f"{type(fresh()).__name__} changes parameters during training"
+            if sweep.second_objective is None
+            else f"sweep.second_objective={sweep.second_objective} has no single best trial"
+        )
+        raise UserError(
+            f"sweep.stop_when={sweep.stop_when:g} needs trials that one metric compares, each with fixed parameters: "
+            f"{other}; limit the sweep by sweep.time_budget_s or budget.hours instead"
         )
     return fresh
 

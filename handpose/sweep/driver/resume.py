@@ -35,6 +35,7 @@ _CHANGEABLE_KEYS = (
     "sweep.max_concurrent",
     "sweep.time_budget_s",
     "sweep.gpu_hours",
+    "sweep.stop_when",
     "sweep.checkpoint_budget_gb",
     "sweep.max_retries",
     "sweep.retry_delay_s",
@@ -184,7 +185,7 @@ def _get_unresolved_value(config: Any, key: str) -> str | None:
 
 
 _BUDGET_KEYS = {
-    "sweep": ("num_trials", "time_budget_s", "gpu_hours"),
+    "sweep": ("num_trials", "time_budget_s", "gpu_hours", "stop_when"),
     "budget": ("minutes", "hours", "gpu_hours", "finish_by"),
 }
 

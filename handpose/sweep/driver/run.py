@@ -14,6 +14,7 @@ from filelock import Timeout
 
 from handpose.errors import UserError, explain_file_error, is_about_files
 from handpose.locks import hold_lock
+from handpose.report.reasons import format_spent_budget
 from handpose.report.tensorboard import TensorBoardSweepLog
 from handpose.report.terminal import SweepView, format_warm_start, make_sweep_view
 from handpose.report.trial_table import TrialTable
@@ -33,6 +34,7 @@ from handpose.sweep.controller.slots import (
     format_memory,
     recount_slots,
 )
+from handpose.sweep.controller.stopping_rule import make_stopping_rule
 from handpose.sweep.driver.recorder import Recorder, TrialLog
 from handpose.sweep.driver.resume import SPACE_FOLDER, copy_space
 from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, handle_interrupts
@@ -47,7 +49,7 @@ from handpose.sweep.execution.tune_bridge import (
 from handpose.sweep.execution.worker_start import StartWatch
 from handpose.sweep.record.events import EVENTS_FILE, EventLog, read_events
 from handpose.sweep.record.provenance import PROCESS_MB
-from handpose.sweep.record.settings import LOCK, RaySettings, SweepSettings, format_resume_command
+from handpose.sweep.record.settings import LOCK, STOP_WHEN_KEY, RaySettings, SweepSettings, format_resume_command
 from handpose.sweep.record.trial_segment import make_run_name
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles
 from handpose.sweep.storage.folder_sync import FolderSync, open_checkpoint_files
@@ -187,7 +189,13 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
                 f"sweep.num_trials={sweep.num_trials}: none is trained twice",
                 flush=True,
             )
-        state = SweepController(sweep, log=log, history=run.make_history(), searcher=searcher)
+        state = SweepController(
+            sweep,
+            log=log,
+            history=run.make_history(),
+            searcher=searcher,
+            stopping_rule=make_stopping_rule(sweep, space),
+        )
         if sweep.gpus_per_trial == "auto" and state.past_events:  # an earlier run has measured it
             slots = count_slots(
                 sweep, list_live_resources(), gpus=state.history.gpus, process_mb=read_process_mb(sweep.path)
@@ -425,10 +433,17 @@ def describe_spent_budget(
         larger_whole: overrides that give a larger one.
         planned: keys whose values are parts of this budget.
     """
-    budget = sweep.find_spent_budget(elapsed_s=table.elapsed_s, gpu_hours=table.gpu_hours)
+    budget = sweep.find_spent_budget(
+        elapsed_s=table.elapsed_s, gpu_hours=table.gpu_hours, expected_gain=table.expected_gain
+    )
     if table.end != "spent" or budget is None:
         return ""
     num_over = sum(row.is_over for row in table.rows.values())
+    if budget.key == STOP_WHEN_KEY:
+        return (
+            f"ended       {format_spent_budget(*budget)}; {num_over} of {table.num_trials} trials have ended. "
+            f"To go on: {format_resume_command(sweep.resume_path)} {budget.larger_override}"
+        )
     is_part = bool(whole) and budget.key in planned
     what = f"the part of {whole} for the trials" if is_part else f"{budget.key}={budget.amount:g}"
     return (

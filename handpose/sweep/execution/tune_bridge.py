@@ -131,11 +131,11 @@ class TuneBridge:
         return self.error is not None or self.controller.is_closed
 
     def _is_budget_spent(self) -> bool:
-        """Return whether the sweep has used up a budget."""
+        """Return whether the sweep has used up a budget, or is not worth going on."""
         state = self.controller
         if self._needs_report and not state.history.num_reports and not state.is_over:
             return False
-        return self._sweep.find_spent_budget(elapsed_s=state.elapsed_s(), gpu_hours=state.count_gpu_hours()) is not None
+        return state.is_budget_spent()
 
 
 class BridgeSearcher(Searcher):

@@ -24,13 +24,15 @@ from handpose.schedulers.reason import Reason
 if TYPE_CHECKING:  # workers read events without Optuna and Hydra
     from handpose.search.space import Params
 
-EVENTS_FORMAT = 5
+EVENTS_FORMAT = 6
 """Version of the file format. Increase it with every new kind of event, field or value.
 
 Each `sweep_opened` line contains the format version of the program that writes the lines after it. Files of format 1
 contain no version. Format 3 distinguishes a spent budget from a finished sweep, and it ends a sweep when every point of
 a finite search space has been tried. Format 4 has other names for the kinds of events and of failures, and for a field
-(handpose/formats.py). Format 5 records the reasons of decisions and the origins of proposals.
+(handpose/formats.py). Format 5 records the reasons of decisions and the origins of proposals. Format 6 has two more
+reasons: what a trial is worth (scheduler=freeze_thaw), and that further trials are expected to gain little
+(`sweep.stop_when`).
 """
 
 FORMAT_WITH_REASONS = 5
@@ -269,6 +271,7 @@ class SweepClosed:
             larger one. `interrupted`: the user stopped it. `halted`: the first trials all failed. Before format 3 a
             spent budget was recorded as `finished`, too.
         budget: with `spent`, the budget: its configuration key, the amount used, and as the cutoff the whole amount.
+            With the key `sweep.stop_when`, the gain that was expected, and as the cutoff the least one to go on.
     """
 
     at: float

@@ -38,13 +38,17 @@ class ConfirmSettings:
         return self.top_k > 0 and self.seeds > 0
 
 
+STOP_WHEN_KEY = "sweep.stop_when"
+"""Configuration key of the least gain for which a sweep goes on."""
+
+
 class SpentBudget(NamedTuple):
-    """A budget of a sweep that is used up.
+    """A budget of a sweep that is used up, or the reason why it is not worth going on.
 
     Attributes:
         key: its configuration key.
         amount: its configured value.
-        used: how much the sweep has used.
+        used: how much the sweep has used; of `sweep.stop_when`, the gain that was expected.
     """
 
     key: str
@@ -53,8 +57,11 @@ class SpentBudget(NamedTuple):
 
     @property
     def larger_override(self) -> str:
-        """The override with which the sweep can be resumed: twice the amount (or twice what was used, if more)."""
-        amount = 2 * max(self.amount, self.used)
+        """The override with which the sweep can be resumed: twice the amount (or twice what was used, if more).
+
+        Of `sweep.stop_when`, half the gain that was expected.
+        """
+        amount = self.used / 2 if self.key == STOP_WHEN_KEY else 2 * max(self.amount, self.used)
         return f"{self.key}={amount:.0f}" if amount >= 10 else f"{self.key}={amount:.2g}"
 
 
@@ -63,7 +70,7 @@ class SweepSettings:
     """The configuration group `sweep`.
 
     A sweep whose budget (`time_budget_s` or `gpu_hours`) is spent can be resumed with a larger one. Both budgets count
-    all processes that have run the sweep.
+    all processes that have run the sweep. A sweep that `stop_when` has ended can be resumed with a smaller value.
 
     Attributes:
         name: name of the sweep, and of its folder.
@@ -80,6 +87,8 @@ class SweepSettings:
         max_concurrent: maximum number of trials that run at a time; None: as many as fit.
         time_budget_s: seconds that the sweep may run; None: no limit.
         gpu_hours: GPU-hours that the trials may use; None: no limit.
+        stop_when: the sweep ends when as many trials again as it has started are expected to improve the metric by
+            less than this, in its unit; None: never.
         seed: seed of the searcher and the scheduler. It is not the seed of the training.
         metric: validation metric to optimise.
         mode: whether smaller (`min`) or larger (`max`) values of the metric are better; None: the metric's own
@@ -122,6 +131,7 @@ class SweepSettings:
     max_concurrent: _Count | None
     time_budget_s: _Amount | None
     gpu_hours: _Amount | None
+    stop_when: _Amount | None
     seed: int
     metric: str
     mode: Mode | None
@@ -151,12 +161,15 @@ class SweepSettings:
         assert self.mode is not None, "set by __post_init__"
         return TargetMetric(self.metric, self.mode)
 
-    def find_spent_budget(self, *, elapsed_s: float, gpu_hours: float) -> "SpentBudget | None":
-        """Find a budget that is used up.
+    def find_spent_budget(
+        self, *, elapsed_s: float, gpu_hours: float, expected_gain: float | None = None
+    ) -> "SpentBudget | None":
+        """Find a budget that is used up, or whether the sweep is not worth going on.
 
         Args:
             elapsed_s: seconds that the sweep has run so far.
             gpu_hours: GPU-hours that its trials have used so far.
+            expected_gain: how much as many trials again are expected to improve the metric; None: it is not known.
 
         Returns:
             The first spent budget; None if no budget is spent.
@@ -165,6 +178,8 @@ class SweepSettings:
             return SpentBudget("sweep.time_budget_s", self.time_budget_s, elapsed_s)
         if self.gpu_hours is not None and gpu_hours >= self.gpu_hours:
             return SpentBudget("sweep.gpu_hours", self.gpu_hours, gpu_hours)
+        if self.stop_when is not None and expected_gain is not None and expected_gain < self.stop_when:
+            return SpentBudget(STOP_WHEN_KEY, self.stop_when, expected_gain)
         return None
 
     @property

@@ -232,6 +232,7 @@ def _make_confirm_settings(sweep: SweepSettings, folder: Path, *, num_trials: in
         second_objective=None,
         time_budget_s=None,
         gpu_hours=None,
+        stop_when=None,
         preflight="off",
     )
 

@@ -1,0 +1,91 @@
+"""Decides when a sweep ends because further trials are not worth it (`sweep.stop_when`)."""
+
+from collections.abc import Sequence
+
+from handpose.metrics.target import TargetMetric
+from handpose.search.candidates import Candidate, CandidatePool
+from handpose.search.curve_worth import KnownCurve
+from handpose.search.expected_gain import estimate_gain
+from handpose.search.points import place_values
+from handpose.search.searcher import TrialSnapshot
+from handpose.search.space import Space
+from handpose.sweep.record.settings import SweepSettings
+
+_MIN_TRIALS, _MIN_COMPLETE = 10, 2
+"""Numbers of trials with a value, and of complete ones, that an estimate needs."""
+_FACTOR = 1.1
+"""The gain is estimated again when there are this many times as many reports."""
+_NUM_AGREEING = 2
+"""Number of estimates in a row that have to be below the limit. The largest one counts."""
+
+
+class StoppingRule:
+    """Estimates how much as many trials again would improve the metric.
+
+    Args:
+        space: the search space.
+        target: the metric.
+        max_epochs: epochs of a complete trial.
+        seed: the seed of the configurations that further trials may have.
+    """
+
+    def __init__(self, space: Space, *, target: TargetMetric, max_epochs: int, seed: int) -> None:
+        self._space, self._target, self._max_epochs, self._seed = space, target, max_epochs, seed
+        self._pool = CandidatePool(space)
+        self._candidates: dict[int, Candidate] = {}
+        self._next_at = 0.0
+        self._estimates: list[float] = []
+
+    def is_due(self, num_reports: int) -> bool:
+        """Return whether there are enough new reports for another estimate."""
+        return num_reports >= self._next_at
+
+    def estimate_gain(self, trials: Sequence[TrialSnapshot]) -> float | None:
+        """Estimate the gain: the largest of the last estimates.
+
+        Args:
+            trials: all trials of the sweep.
+
+        Returns:
+            The expected improvement in units of the metric; None while there are too few trials.
+        """
+        self._next_at = _FACTOR * sum(len(trial.values) for trial in trials)
+        losses = {trial.number: self._read_losses(trial) for trial in trials}
+        usable = [trial for trial in trials if losses[trial.number]]
+        num_complete = sum(self._max_epochs in losses[trial.number] for trial in usable)
+        if len(usable) < _MIN_TRIALS or num_complete < _MIN_COMPLETE:
+            return None
+        candidates = [self._place(trial) for trial in usable]
+        vectors = self._pool.encoder.encode([trial.params for trial in usable])
+        curves = [
+            KnownCurve(vector, losses[trial.number], has_ended=trial.state not in ("running", "waiting", "paused"))
+            for vector, trial in zip(vectors, usable, strict=True)
+        ]
+        gain = estimate_gain(
+            self._pool,
+            candidates,
+            curves,
+            max_epochs=self._max_epochs,
+            num_more=len(trials),
+            seed=self._seed + len(self._estimates),
+        )
+        self._estimates.append(gain)
+        return max(self._estimates[-_NUM_AGREEING:]) if len(self._estimates) >= _NUM_AGREEING else None
+
+    def _read_losses(self, trial: TrialSnapshot) -> dict[int, float]:
+        if trial.state in ("diverged", "failed", "infeasible"):
+            return {}
+        return {epoch: self._target.to_loss(value) for epoch, value in trial.values.items()}
+
+    def _place(self, trial: TrialSnapshot) -> Candidate:
+        if trial.number not in self._candidates:
+            placed = place_values(self._space, trial.params)
+            self._candidates[trial.number] = Candidate(placed.draws, placed.distributions, trial.params)
+        return self._candidates[trial.number]
+
+
+def make_stopping_rule(sweep: SweepSettings, space: Space) -> StoppingRule | None:
+    """Make the rule that the settings of a sweep ask for; None if they ask for none."""
+    if sweep.stop_when is None:
+        return None
+    return StoppingRule(space, target=sweep.target, max_epochs=sweep.max_epochs, seed=sweep.seed)
