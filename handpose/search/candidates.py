@@ -63,6 +63,12 @@ class CandidatePool:
         return self.encoder.encode([candidate.params for candidate in self._drawn])
 
     @cached_property
+    def num_parameters(self) -> int:
+        """Number of searched parameters."""
+        drawn = (candidate.distributions.items() for candidate in self._drawn)
+        return len({name for items in drawn for name, distribution in items if not distribution.single()})
+
+    @cached_property
     def encoder(self) -> ParamsEncoder:
         """The encoder of the space."""
         examples = [candidate.params for candidate in self._drawn]

@@ -121,6 +121,11 @@ class CurveModel:
         optimizer.step(compute_loss)
         self._log_scales = best[1]
 
+    def shorten_lengths(self, factor: float) -> None:
+        """Multiply the length scales of the configurations by a factor. Below 1, predictions are less certain."""
+        self._log_scales = self._log_scales.clone()
+        self._log_scales[: self._num_entries] += math.log(factor)
+
     def condition(self, points: CurvePoints, losses: np.ndarray) -> "CurvePosterior":
         """Return what the model predicts from these values.
 

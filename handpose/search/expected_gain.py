@@ -16,6 +16,9 @@ from handpose.search.curve_worth import CurveForecast, KnownCurve, fit_model, li
 _NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 200, 60, 5
 _NUM_DRAWS = 512
 """Number of draws from the joint distribution."""
+_LENGTH_FACTOR = 0.7
+"""Factor for the length scales. The most likely ones are too sure that there is nothing better elsewhere, above all if
+the same model has chosen the trials: without the factor, more searches of benchmarks/stopping.py end too early."""
 _MAX_TRIALS = 30
 """Largest number of further trials that are told apart; the best of more is hardly better."""
 
@@ -46,6 +49,7 @@ def estimate_gain(
     epochs = list_decision_epochs(max_epochs)
     model = CurveModel(pool.encoder.num_entries, max_epochs)
     fit_model(model, curves, epochs)
+    model.shorten_lengths(_LENGTH_FACTOR)
     forecast = CurveForecast(model, curves, max_epochs, epochs)
     rng = np.random.default_rng(seed)
     good = [candidates[place] for place in forecast.find_best_trials(_NUM_GOOD)]
@@ -70,7 +74,7 @@ def _choose_set(gains: np.ndarray, num: int) -> list[int]:
     """
     chosen: list[int] = []
     reached = np.zeros(gains.shape[1])
-    for _ in range(num):
+    for _ in range(min(num, len(gains))):
         together = np.maximum(gains, reached)
         best = int(together.mean(1).argmax())
         if (together[best] <= reached).all():

@@ -31,6 +31,7 @@ def make_settings(folder, **changes):
         "max_concurrent": None,
         "time_budget_s": None,
         "gpu_hours": None,
+        "stop_when": None,
         "seed": 0,
         "metric": METRIC,
         "mode": "min",

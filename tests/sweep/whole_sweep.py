@@ -18,6 +18,7 @@ from handpose.sweep.audit.audit import compose_choices
 from handpose.sweep.controller.controller import SegmentFailure, SweepController
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler, make_searcher
+from handpose.sweep.controller.stopping_rule import make_stopping_rule
 from handpose.sweep.driver.recorder import Recorder
 from handpose.sweep.driver.resume import (
     SweepTask,
@@ -79,14 +80,34 @@ class SweepProcess:
     gpus: of each trial.
     """
 
-    def __init__(self, sweep, searcher, scheduler, recipe, *, fails=(), diverges=(), slots=2, measures=False, gpus=0.0):
+    def __init__(
+        self,
+        sweep,
+        searcher,
+        scheduler,
+        recipe,
+        *,
+        stopping_rule=None,
+        fails=(),
+        diverges=(),
+        slots=2,
+        measures=False,
+        gpus=0.0,
+    ):
         self.sweep, self.searcher, self.slots, self.measures = sweep, searcher, slots, measures
         self.fails, self.diverges = dict(fails), set(diverges)
         self.log = EventLog(sweep.path / EVENTS_FILE)
         self.table = make_empty_table(sweep)
         history = History(sweep, scheduler=scheduler(), table=self.table, command=recipe.format_command)
         self.now = 0.0
-        self.state = SweepController(sweep, log=self.log, history=history, searcher=searcher, clock=lambda: self.now)
+        self.state = SweepController(
+            sweep,
+            log=self.log,
+            history=history,
+            searcher=searcher,
+            stopping_rule=stopping_rule,
+            clock=lambda: self.now,
+        )
         logs = open_trial_logs(sweep, self.table)
         self.recorder = Recorder(
             self.table,
@@ -205,7 +226,8 @@ class WholeSweep:
             fingerprint="0123456789abcdef",
             resume=not is_new,
         )
-        return SweepProcess(sweep, searcher, scheduler, self.recipe, **self.options)
+        rule = make_stopping_rule(sweep, self.task.space)
+        return SweepProcess(sweep, searcher, scheduler, self.recipe, stopping_rule=rule, **self.options)
 
     def run(self, num_reports=math.inf, *, stops=(), last="finished", given=()):
         """Run it to its end, or until so many epochs are reported.
@@ -255,6 +277,7 @@ class WholeSweep:
             second_objective=None,
             time_budget_s=None,
             gpu_hours=None,
+            stop_when=None,
         )
         folder.mkdir()
         copy_space(self.task.space, folder)

@@ -11,8 +11,8 @@ from handpose.search.searcher import TrialSnapshot
 from handpose.search.space import Space
 from handpose.sweep.record.settings import SweepSettings
 
-_MIN_TRIALS, _MIN_COMPLETE = 10, 2
-"""Numbers of trials with a value, and of complete ones, that an estimate needs."""
+_MIN_TRIALS_PER_PARAMETER, _MIN_COMPLETE = 10, 3
+"""Numbers of trials with a value, for each searched parameter, and of complete ones, that an estimate needs."""
 _FACTOR = 1.1
 """The gain is estimated again when there are this many times as many reports."""
 _NUM_AGREEING = 2
@@ -36,6 +36,11 @@ class StoppingRule:
         self._next_at = 0.0
         self._estimates: list[float] = []
 
+    @property
+    def min_trials(self) -> int:
+        """Number of trials with a value that an estimate needs."""
+        return _MIN_TRIALS_PER_PARAMETER * self._pool.num_parameters
+
     def is_due(self, num_reports: int) -> bool:
         """Return whether there are enough new reports for another estimate."""
         return num_reports >= self._next_at
@@ -53,7 +58,7 @@ class StoppingRule:
         losses = {trial.number: self._read_losses(trial) for trial in trials}
         usable = [trial for trial in trials if losses[trial.number]]
         num_complete = sum(self._max_epochs in losses[trial.number] for trial in usable)
-        if len(usable) < _MIN_TRIALS or num_complete < _MIN_COMPLETE:
+        if len(usable) < self.min_trials or num_complete < _MIN_COMPLETE:
             return None
         candidates = [self._place(trial) for trial in usable]
         vectors = self._pool.encoder.encode([trial.params for trial in usable])

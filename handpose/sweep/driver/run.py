@@ -189,13 +189,14 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
                 f"sweep.num_trials={sweep.num_trials}: none is trained twice",
                 flush=True,
             )
-        state = SweepController(
-            sweep,
-            log=log,
-            history=run.make_history(),
-            searcher=searcher,
-            stopping_rule=make_stopping_rule(sweep, space),
-        )
+        rule = make_stopping_rule(sweep, space)
+        if rule is not None and rule.min_trials >= sweep.num_trials:
+            print(
+                f"sweep.stop_when={sweep.stop_when:g} has no effect with sweep.num_trials={sweep.num_trials}: it needs "
+                f"{rule.min_trials} trials, ten for each searched parameter of search_space={space.name}",
+                flush=True,
+            )
+        state = SweepController(sweep, log=log, history=run.make_history(), searcher=searcher, stopping_rule=rule)
         if sweep.gpus_per_trial == "auto" and state.past_events:  # an earlier run has measured it
             slots = count_slots(
                 sweep, list_live_resources(), gpus=state.history.gpus, process_mb=read_process_mb(sweep.path)
