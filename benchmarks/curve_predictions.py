@@ -26,7 +26,7 @@ from benchmarks.curve_surrogate import RecordedCurve, read_curves  # noqa: E402
 from benchmarks.record_curves import CURVES, RECORDINGS  # noqa: E402
 from benchmarks.result_files import write_results  # noqa: E402
 from handpose.search.curve_model import CurveModel  # noqa: E402
-from handpose.search.curve_worth import CurveForecast, KnownCurve, fit_model, list_decision_epochs  # noqa: E402
+from handpose.search.curve_worth import CurveForecast, ObservedCurve, fit_model, list_decision_epochs  # noqa: E402
 from handpose.search.encoding import ParamsEncoder  # noqa: E402
 from handpose.search.space import load_space  # noqa: E402
 
@@ -62,7 +62,7 @@ def predict_ends(
     lengths = [max_epochs] * len(complete) + [num_seen] * len(stopped)
     vectors = encoder.encode([curve.params for curve in [*complete, *stopped]])
     curves = [
-        KnownCurve(vector, dict(enumerate(curve.losses[:length], start=1)))
+        ObservedCurve(vector, dict(enumerate(curve.losses[:length], start=1)))
         for vector, curve, length in zip(vectors, [*complete, *stopped], lengths, strict=True)
     ]
     epochs = list_decision_epochs(max_epochs)

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.curve_surrogate import read_curves
 from benchmarks.record_curves import CURVES, RECORDINGS
 from handpose.search.curve_model import CurveModel
-from handpose.search.curve_worth import CurveForecast, KnownCurve, fit_model, list_decision_epochs
+from handpose.search.curve_worth import CurveForecast, ObservedCurve, fit_model, list_decision_epochs
 from handpose.search.encoding import ParamsEncoder
 from handpose.search.space import load_space
 
@@ -34,7 +34,7 @@ def main() -> None:
     vectors = encoder.encode([curve.params for curve in [*known, *stopped]])
     seen = [*(len(curve.losses) for curve in known), *_STOPPED.values()]
     curves = [
-        KnownCurve(vector, dict(enumerate(curve.losses[:num], start=1)))
+        ObservedCurve(vector, dict(enumerate(curve.losses[:num], start=1)))
         for vector, curve, num in zip(vectors, [*known, *stopped], seen, strict=True)
     ]
     max_epochs = len(known[0].losses)

@@ -13,7 +13,7 @@ from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import Fifo, Scheduler, SchedulerDecision, SegmentStart
 from handpose.search.candidates import Candidate, CandidatePool
 from handpose.search.curve_model import CurveModel
-from handpose.search.curve_worth import CurveForecast, KnownCurve, Option, fit_model, list_decision_epochs
+from handpose.search.curve_worth import CurveForecast, ObservedCurve, Option, fit_model, list_decision_epochs
 from handpose.search.encoding import predict_seconds
 from handpose.search.points import place_values
 from handpose.search.space import Params, Space
@@ -136,7 +136,7 @@ class FreezeThaw(Fifo):
         self._trials: dict[int, _Trial] = {}
         self._model: CurveModel | None = None
         self._num_values, self._num_fitted = 0, 0
-        self._fitted_curves: list[KnownCurve] = []
+        self._fitted_curves: list[ObservedCurve] = []
         self._good: list[Candidate] = []
         self._new_vectors: np.ndarray | None = None
         self._num_changes = 0
@@ -202,7 +202,7 @@ class FreezeThaw(Fifo):
         if self._has_model and self._num_values >= _REFIT_FACTOR * self._num_fitted:
             # What the model is fitted to is chosen here, not when it is needed, so that a resumed sweep fits the same.
             self._num_fitted, self._model = self._num_values, None
-            self._fitted_curves = [KnownCurve(each.vector, dict(each.losses)) for each in self._trials.values()]
+            self._fitted_curves = [ObservedCurve(each.vector, dict(each.losses)) for each in self._trials.values()]
 
     def _record_decision(self, trial: int, epoch: int, decision: SchedulerDecision) -> None:
         if decision == "pause":
@@ -299,7 +299,7 @@ class FreezeThaw(Fifo):
 
     def _forecast(self, current: int | None) -> CurveForecast:
         curves = [
-            KnownCurve(
+            ObservedCurve(
                 trial.vector,
                 trial.losses,
                 is_running=trial.state == "running" and number != current,
@@ -328,7 +328,7 @@ class FreezeThaw(Fifo):
         return predict_seconds([trial.vector for trial in timed], seconds, vectors, otherwise=otherwise)
 
     def _estimate_seconds(self) -> tuple[float, float]:
-        """Estimate the seconds of an epoch of a trial, and those of its start; 1 and 0 if nothing is known."""
+        """Estimate the seconds of an epoch and of a start; 1 and 0 before any trial has been timed."""
         timed = [trial for trial in self._trials.values() if trial.epoch_s]
         if not timed:
             return 1.0, 0.0

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from handpose.plain_values import to_json_text
 from handpose.search.candidates import Candidate, CandidatePool
 from handpose.search.curve_model import CurveModel
-from handpose.search.curve_worth import CurveForecast, KnownCurve, Option, fit_model, list_decision_epochs
+from handpose.search.curve_worth import CurveForecast, ObservedCurve, Option, fit_model, list_decision_epochs
 from handpose.search.encoding import interpolate, predict_seconds
 from handpose.search.study import get_trial_params
 
@@ -21,7 +21,7 @@ _MAX_RISK = 0.5
 """Configurations that fail with a larger probability are not proposed, unless there are no others."""
 
 
-class _KnownTrial(NamedTuple):
+class _StartedTrial(NamedTuple):
     candidate: Candidate
     vector: np.ndarray
     trial: FrozenTrial
@@ -37,7 +37,7 @@ class CurveSampler(BaseSampler):
     Args:
         pool: draws the candidates from the search space.
         max_epochs: epochs of a complete trial.
-        epoch_seconds: number of a trial -> seconds of an epoch, of the trials for which they are known.
+        epoch_seconds: number of a trial -> seconds of an epoch, of the trials that have been timed.
         n_startup_trials: number of trials with a result before which it draws at random.
         seed: the seed of what is drawn.
     """
@@ -95,10 +95,10 @@ class CurveSampler(BaseSampler):
         started = [each for each in trials if each.params]
         candidates = [Candidate(each.params, each.distributions, get_trial_params(each)) for each in started]
         vectors = self._pool.encoder.encode([each.params for each in candidates])
-        known = [_KnownTrial(*each) for each in zip(candidates, vectors, started, strict=True)]
-        usable = [each for each in known if each.trial.state != TrialState.FAIL]
+        begun = [_StartedTrial(*each) for each in zip(candidates, vectors, started, strict=True)]
+        usable = [each for each in begun if each.trial.state != TrialState.FAIL]
         curves = [
-            KnownCurve(each.vector, self._read_losses(each.trial, sign), each.trial.state == TrialState.RUNNING)
+            ObservedCurve(each.vector, self._read_losses(each.trial, sign), each.trial.state == TrialState.RUNNING)
             for each in usable
         ]
         if sum(bool(curve.losses) for curve in curves) < self._num_startup_trials:
@@ -112,8 +112,8 @@ class CurveSampler(BaseSampler):
         seconds = self._predict_seconds(usable, places)
         options = [Option(place, None, 0, epoch_s, 0.0) for place, epoch_s in zip(places, seconds, strict=True)]
         rating = forecast.rate(options)
-        tried = {to_json_text(each.candidate.params) for each in known}
-        risk = _predict_risk(known, places)
+        tried = {to_json_text(each.candidate.params) for each in begun}
+        risk = _predict_risk(begun, places)
         is_new = np.array([to_json_text(each.params) not in tried for each in candidates])
         is_safe = is_new & (risk <= _MAX_RISK)
         best = int(np.argmax(np.where(is_safe if is_safe.any() else is_new, rating.worth * (1 - risk), -1.0)))
@@ -125,21 +125,21 @@ class CurveSampler(BaseSampler):
             return {self._max_epochs: sign * trial.values[0]}
         return {epoch: sign * value for epoch, value in trial.intermediate_values.items()}
 
-    def _predict_seconds(self, known: Sequence[_KnownTrial], asked: np.ndarray) -> np.ndarray:
-        """Predict the seconds of an epoch of configurations (n,); all 1 if none are known."""
-        timed = [each for each in known if self._epoch_seconds.get(each.trial.number, 0.0) > 0]
+    def _predict_seconds(self, trials: Sequence[_StartedTrial], vectors: np.ndarray) -> np.ndarray:
+        """Predict the seconds of an epoch of configurations (n,); all 1 if no trial has been timed."""
+        timed = [each for each in trials if self._epoch_seconds.get(each.trial.number, 0.0) > 0]
         seconds = [self._epoch_seconds[each.trial.number] for each in timed]
         typical = float(np.exp(np.median(np.log(seconds)))) if timed else 1.0
-        return predict_seconds([each.vector for each in timed], seconds, asked, otherwise=typical)
+        return predict_seconds([each.vector for each in timed], seconds, vectors, otherwise=typical)
 
 
-def _predict_risk(known: Sequence[_KnownTrial], asked: np.ndarray) -> np.ndarray:
+def _predict_risk(trials: Sequence[_StartedTrial], vectors: np.ndarray) -> np.ndarray:
     """Predict the probability (n,) that configurations diverge, fail or are infeasible."""
-    ended = [each for each in known if each.trial.state != TrialState.RUNNING]
+    ended = [each for each in trials if each.trial.state != TrialState.RUNNING]
     failed = np.array([float(_has_failed(each.trial)) for each in ended])
     if not failed.any():
-        return np.zeros(len(asked))
-    return np.clip(interpolate(np.array([each.vector for each in ended]), failed, asked), 0.0, 1.0)
+        return np.zeros(len(vectors))
+    return np.clip(interpolate(np.array([each.vector for each in ended]), failed, vectors), 0.0, 1.0)
 
 
 def _has_failed(trial: FrozenTrial) -> bool:

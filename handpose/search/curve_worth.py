@@ -37,8 +37,8 @@ _NODES = np.linspace(-3.5, 3.5, 36)
 _NODE_WEIGHTS = np.exp(-0.5 * _NODES**2) / math.sqrt(2 * math.pi) * (_NODES[1] - _NODES[0])
 
 
-class KnownCurve(NamedTuple):
-    """What is known of a trial.
+class ObservedCurve(NamedTuple):
+    """The losses of a trial so far.
 
     Attributes:
         vector: its encoded configuration (d,).
@@ -58,7 +58,7 @@ class Option(NamedTuple):
 
     Attributes:
         vector: encoded configuration (d,).
-        trial: index of its curve in the list of known ones; None for a new trial.
+        trial: index of its curve in the list of trials; None for a new trial.
         epochs: epochs it is trained already.
         epoch_s: seconds of an epoch.
         start_s: seconds until it trains.
@@ -81,7 +81,7 @@ def list_decision_epochs(max_epochs: int, factor: float = 1.5) -> tuple[int, ...
 
 
 class CurveForecast:
-    """Predicts where trials end, from all that is known.
+    """Predicts where trials end, from all losses so far.
 
     Args:
         model: the model. Its scales are used as they are.
@@ -90,7 +90,9 @@ class CurveForecast:
         epochs: the epochs at which trials are judged; the last is max_epochs.
     """
 
-    def __init__(self, model: CurveModel, curves: Sequence[KnownCurve], max_epochs: int, epochs: Sequence[int]) -> None:
+    def __init__(
+        self, model: CurveModel, curves: Sequence[ObservedCurve], max_epochs: int, epochs: Sequence[int]
+    ) -> None:
         self._model, self._curves, self._max_epochs = model, curves, max_epochs
         self._epochs = np.array(epochs)
         self._scaling = _Scaling.find(curves)
@@ -207,14 +209,14 @@ class Rating(NamedTuple):
     goal: np.ndarray
 
 
-def fit_model(model: CurveModel, curves: Sequence[KnownCurve], epochs: Sequence[int]) -> None:
-    """Fit a model to what is known. Few values are enough: the best trials, and others evenly over all."""
+def fit_model(model: CurveModel, curves: Sequence[ObservedCurve], epochs: Sequence[int]) -> None:
+    """Fit a model to the losses so far. Few values are enough: the best trials, and others evenly over all."""
     points, losses = collect_points(curves, np.array(epochs), _MAX_FITTED, least=_LEAST_FITTED)
     model.fit(points, _Scaling.find(curves).standardise(losses))
 
 
 def collect_points(
-    curves: Sequence[KnownCurve], epochs: np.ndarray, limit: int, *, least: int
+    curves: Sequence[ObservedCurve], epochs: np.ndarray, limit: int, *, least: int
 ) -> tuple[CurvePoints, np.ndarray]:
     """Collect the losses at the epochs of decisions, and the newest of each trial.
 
@@ -228,31 +230,31 @@ def collect_points(
         least: number of epochs that each trial keeps, if it has as many.
     """
     seen = [index for index, curve in enumerate(curves) if curve.losses]
-    kept = {index: _list_known_epochs(curves[index].losses, epochs) for index in seen}
+    kept = {index: _list_kept_epochs(curves[index].losses, epochs) for index in seen}
     most = max(map(len, kept.values()), default=0)
     while sum(map(len, kept.values())) > limit and most > least:
         most -= 1
-        kept = {index: _thin(known, most) for index, known in kept.items()}
+        kept = {index: _thin(epochs_of_trial, most) for index, epochs_of_trial in kept.items()}
     num = limit // least
     if sum(map(len, kept.values())) > limit:
         order = sorted(seen, key=lambda index: curves[index].losses[max(curves[index].losses)])
         others = sorted(order[num // 2 :])
         spread = [others[round(place)] for place in np.linspace(0, len(others) - 1, num - num // 2)]
         kept = {index: kept[index] for index in sorted({*order[: num // 2], *spread})}
-    pairs = [(index, epoch) for index, known in kept.items() for epoch in known]
+    pairs = [(index, epoch) for index, epochs_of_trial in kept.items() for epoch in epochs_of_trial]
     losses = np.array([curves[index].losses[epoch] for index, epoch in pairs])
     vectors = np.array([curves[index].vector for index, _ in pairs])
     return CurvePoints(vectors, np.array([epoch for _, epoch in pairs]), np.array([i for i, _ in pairs])), losses
 
 
-def _list_known_epochs(losses: Mapping[int, float], epochs: np.ndarray) -> list[int]:
+def _list_kept_epochs(losses: Mapping[int, float], epochs: np.ndarray) -> list[int]:
     return sorted({*(epoch for epoch in map(int, epochs) if epoch in losses), max(losses)})
 
 
-def _thin(known: Sequence[int], num: int) -> list[int]:
-    if len(known) <= num:
-        return list(known)
-    return [known[round(place)] for place in np.linspace(0, len(known) - 1, num)]
+def _thin(epochs: Sequence[int], num: int) -> list[int]:
+    if len(epochs) <= num:
+        return list(epochs)
+    return [epochs[round(place)] for place in np.linspace(0, len(epochs) - 1, num)]
 
 
 class _Scaling(NamedTuple):
@@ -268,7 +270,7 @@ class _Scaling(NamedTuple):
     spread: float
 
     @classmethod
-    def find(cls, curves: Sequence[KnownCurve]) -> "_Scaling":
+    def find(cls, curves: Sequence[ObservedCurve]) -> "_Scaling":
         """Find the scaling for curves, at least one of which has a loss."""
         is_log = all(min(curve.losses.values()) > 0 for curve in curves if curve.losses)
         newest = np.array([curve.losses[max(curve.losses)] for curve in curves if curve.losses])

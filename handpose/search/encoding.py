@@ -117,43 +117,43 @@ def _encode_value(params: Params, column: _Column) -> float:
     return min(max(place, -1.0), 2.0)  # such as 0 in place of a number with a logarithm
 
 
-_MAX_KNOWN = 500
+_MAX_TRIALS = 500
 _NOISE = 0.05
 
 
-def interpolate(vectors: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def interpolate(vectors: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Interpolate values between configurations: the mean of a Gaussian process with a fixed length scale.
 
     Args:
-        vectors: known configurations (n, d). The newest 500 are used.
+        vectors: configurations with a value (n, d). The newest 500 are used.
         values: their values (n,), around 0.
-        asked: configurations to predict (m, d).
+        wanted: configurations to predict (m, d).
 
     Returns:
-        The values (m,); 0 far from all known configurations.
+        The values (m,); 0 far from all of them.
     """
     if not len(values):
-        return np.zeros(len(asked))
-    vectors, values = vectors[-_MAX_KNOWN:], values[-_MAX_KNOWN:]
+        return np.zeros(len(wanted))
+    vectors, values = vectors[-_MAX_TRIALS:], values[-_MAX_TRIALS:]
     weights = np.linalg.solve(_compare(vectors, vectors) + _NOISE * np.eye(len(values)), values)
-    return _compare(asked, vectors) @ weights
+    return _compare(wanted, vectors) @ weights
 
 
 def predict_seconds(
-    vectors: Sequence[np.ndarray], seconds: Sequence[float], asked: np.ndarray, *, otherwise: float
+    vectors: Sequence[np.ndarray], seconds: Sequence[float], wanted: np.ndarray, *, otherwise: float
 ) -> np.ndarray:
-    """Predict how long configurations take, from those of which it is known.
+    """Predict how long configurations take, from those that were timed.
 
     Args:
-        vectors: the known configurations, n vectors (d,).
+        vectors: the timed configurations, n vectors (d,).
         seconds: their seconds (n,), above 0.
-        asked: the configurations to predict (m, d).
-        otherwise: seconds far from all known ones.
+        wanted: the configurations to predict (m, d).
+        otherwise: seconds far from all of them.
 
     Returns:
         The seconds (m,).
     """
-    return otherwise * np.exp(interpolate(np.array(vectors), np.log(np.array(seconds) / otherwise), asked))
+    return otherwise * np.exp(interpolate(np.array(vectors), np.log(np.array(seconds) / otherwise), wanted))
 
 
 def _compare(first: np.ndarray, second: np.ndarray) -> np.ndarray:

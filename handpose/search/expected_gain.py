@@ -11,7 +11,7 @@ import numpy as np
 
 from handpose.search.candidates import Candidate, CandidatePool
 from handpose.search.curve_model import CurveModel
-from handpose.search.curve_worth import CurveForecast, KnownCurve, fit_model, list_decision_epochs
+from handpose.search.curve_worth import CurveForecast, ObservedCurve, fit_model, list_decision_epochs
 
 _NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 200, 60, 5
 _NUM_DRAWS = 512
@@ -26,7 +26,7 @@ _MAX_TRIALS = 30
 def estimate_gain(
     pool: CandidatePool,
     candidates: Sequence[Candidate],
-    curves: Sequence[KnownCurve],
+    curves: Sequence[ObservedCurve],
     *,
     max_epochs: int,
     num_more: int,

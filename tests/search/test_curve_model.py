@@ -7,7 +7,7 @@ from scipy.stats import norm
 from handpose.search.curve_model import CurveModel, CurvePoints
 from handpose.search.curve_worth import (
     CurveForecast,
-    KnownCurve,
+    ObservedCurve,
     Option,
     collect_points,
     fit_model,
@@ -33,7 +33,7 @@ def make_curves(num, *, seed=0, noise=0.01, epochs=EPOCHS):
     curves = []
     for x in rng.random(num):
         losses = compute_course(x, epochs) * np.exp(noise * rng.standard_normal(len(epochs)))
-        curves.append(KnownCurve(np.array([x]), dict(zip(epochs, losses, strict=True))))
+        curves.append(ObservedCurve(np.array([x]), dict(zip(epochs, losses, strict=True))))
     return curves
 
 
@@ -73,7 +73,7 @@ def test_two_epochs_of_one_trial_vary_together_by_the_formula():
 
 def test_the_end_of_a_curve_is_predicted_from_its_beginning_and_from_other_curves():
     curves = make_curves(30)
-    begun = [KnownCurve(curve.vector, {e: v for e, v in curve.losses.items() if e <= 4}) for curve in curves[:10]]
+    begun = [ObservedCurve(curve.vector, {e: v for e, v in curve.losses.items() if e <= 4}) for curve in curves[:10]]
     known = [*begun, *curves[10:]]
     model = CurveModel(1, MAX_EPOCHS)
     fit_model(model, known, EPOCHS)
@@ -89,7 +89,7 @@ def test_the_chance_to_be_best_is_as_often_right_as_it_says():
     for seed in range(25):
         curves = make_curves(24, seed=seed)
         known = [
-            KnownCurve(curve.vector, {e: v for e, v in curve.losses.items() if e <= 4}) if place < 12 else curve
+            ObservedCurve(curve.vector, {e: v for e, v in curve.losses.items() if e <= 4}) if place < 12 else curve
             for place, curve in enumerate(curves)
         ]
         model = CurveModel(1, MAX_EPOCHS)
@@ -120,7 +120,7 @@ def test_a_fit_makes_the_values_more_likely_and_finds_the_noise():
 def test_worth_is_what_a_policy_of_two_steps_earns_per_second():
     """For one option, the best cutoff at the best early epoch is looked for by simulation."""
     curves = make_curves(12, noise=0.05)
-    known = [KnownCurve(curves[0].vector, {1: curves[0].losses[1]}), *curves[1:]]
+    known = [ObservedCurve(curves[0].vector, {1: curves[0].losses[1]}), *curves[1:]]
     model = CurveModel(1, MAX_EPOCHS)
     fit_model(model, known, EPOCHS)
     forecast = CurveForecast(model, known, MAX_EPOCHS, EPOCHS)
@@ -164,7 +164,7 @@ def test_a_running_trial_is_expected_to_do_what_the_model_says_so_that_others_go
     model = CurveModel(1, MAX_EPOCHS)
     fit_model(model, known, EPOCHS)
     place = np.array([0.9])
-    running = KnownCurve(place, {}, is_running=True)
+    running = ObservedCurve(place, {}, is_running=True)
     option = [Option(place, None, 0, 1.0, 0.0)]
     alone = CurveForecast(model, known, MAX_EPOCHS, EPOCHS).rate(option)
     beside = CurveForecast(model, [*known, running], MAX_EPOCHS, EPOCHS).rate(option)
@@ -174,7 +174,7 @@ def test_a_running_trial_is_expected_to_do_what_the_model_says_so_that_others_go
 
 def test_losses_below_zero_are_not_taken_for_logarithms():
     """As of a metric that is better the larger it is."""
-    curves = [KnownCurve(curve.vector, {e: -1 / v for e, v in curve.losses.items()}) for curve in make_curves(12)]
+    curves = [ObservedCurve(curve.vector, {e: -1 / v for e, v in curve.losses.items()}) for curve in make_curves(12)]
     model = CurveModel(1, MAX_EPOCHS)
     fit_model(model, curves, EPOCHS)
     rating = CurveForecast(model, curves, MAX_EPOCHS, EPOCHS).rate([Option(np.array([0.3]), None, 0, 1.0, 0.0)])

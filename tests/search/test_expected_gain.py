@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from handpose.search.candidates import Candidate, CandidatePool
 from handpose.search.curve_model import CurveModel, CurvePoints
-from handpose.search.curve_worth import KnownCurve
+from handpose.search.curve_worth import ObservedCurve
 from handpose.search.expected_gain import _choose_set, estimate_gain
 from handpose.search.points import place_values
 
@@ -58,7 +58,7 @@ def make_search(space, points, *, num_complete):
             epoch: float((10 + 20 * (x - 0.3) ** 2) * (1 + epoch**-0.7) * np.exp(0.002 * rng.standard_normal()))
             for epoch in range(1, num_epochs + 1)
         }
-        curves.append(KnownCurve(pool.encoder.encode([params])[0], losses, has_ended=num_epochs == MAX_EPOCHS))
+        curves.append(ObservedCurve(pool.encoder.encode([params])[0], losses, has_ended=num_epochs == MAX_EPOCHS))
     return pool, candidates, curves
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from handpose.metrics.target import TargetMetric
 from handpose.search.candidates import Candidate, CandidatePool
-from handpose.search.curve_worth import KnownCurve
+from handpose.search.curve_worth import ObservedCurve
 from handpose.search.expected_gain import estimate_gain
 from handpose.search.points import place_values
 from handpose.search.searcher import TrialSnapshot
@@ -63,7 +63,7 @@ class StoppingRule:
         candidates = [self._place(trial) for trial in usable]
         vectors = self._pool.encoder.encode([trial.params for trial in usable])
         curves = [
-            KnownCurve(vector, losses[trial.number], has_ended=trial.state not in ("running", "waiting", "paused"))
+            ObservedCurve(vector, losses[trial.number], has_ended=trial.state not in ("running", "waiting", "paused"))
             for vector, trial in zip(vectors, usable, strict=True)
         ]
         gain = estimate_gain(
