@@ -276,7 +276,8 @@ class _Scaling(NamedTuple):
         newest = np.array([curve.losses[max(curve.losses)] for curve in curves if curve.losses])
         newest = np.log(newest) if is_log else newest
         center = float(np.median(newest))
-        return cls(is_log, center, max(1.48 * float(np.median(np.abs(newest - center))), 1e-3))
+        least = 1e-3 if is_log else max(1e-3 * abs(center), 1e-12)
+        return cls(is_log, center, max(1.48 * float(np.median(np.abs(newest - center))), least))
 
     def standardise(self, losses: np.ndarray) -> np.ndarray:
         """Standardise losses (n,); those that are much worse than the median count little more."""

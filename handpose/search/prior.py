@@ -8,6 +8,7 @@ Densities are relative to a uniform draw from the range (of the logarithm, if th
 of a parameter without a prior is 1, and the densities of numbers and choices can be multiplied.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -115,10 +116,10 @@ class Prior:
 
     def _find_label(self, distribution: CategoricalDistribution) -> list[Scalar] | None:
         """Return the label of the option, in a list since it may be None; None if there is no such option."""
-        try:
-            return [fit_value(self.value, distribution)]
-        except ValueError:
-            return None
+        for value in (self.value, str(self.value)):  # 16 may stand for the option "16"
+            with contextlib.suppress(ValueError):
+                return [fit_value(value, distribution)]
+        return None
 
     def _make_normal(self, distribution: Numeric) -> "_TruncatedNormal":
         is_log = self.is_factor or (self.spread is None and distribution.log)

@@ -199,3 +199,19 @@ def test_many_values_are_thinned_and_the_best_trials_and_newest_epochs_stay():
     np.testing.assert_allclose(
         losses, [curves[trial].losses[epoch] for trial, epoch in zip(points.trials, points.epochs, strict=True)]
     )
+
+
+def test_the_unit_of_a_metric_does_not_matter():
+    """Losses that are not all above 0, such as those of a metric whose larger values are better, in two units."""
+    options = [Option(np.array([x]), None, 0, 1.0, 0.0) for x in (0.1, 0.3, 0.9)]
+    ratings = []
+    for unit in (1.0, 1e-6):
+        curves = [
+            curve._replace(losses={epoch: unit * (value - 40) for epoch, value in curve.losses.items()})
+            for curve in make_curves(12)
+        ]
+        model = CurveModel(1, MAX_EPOCHS)
+        fit_model(model, curves, EPOCHS)
+        ratings.append(CurveForecast(model, curves, MAX_EPOCHS, EPOCHS).rate(options))
+    np.testing.assert_allclose(ratings[0].worth, ratings[1].worth, rtol=1e-6)
+    np.testing.assert_allclose(1e-6 * ratings[0].final_loss, ratings[1].final_loss, rtol=1e-6)

@@ -135,6 +135,15 @@ def test_texts_in_a_yaml_file_are_read_as_other_values_of_the_file_are(write_spa
     assert space.priors == {"a": Prior(0.001), "b": Prior(None)}
 
 
+def test_a_number_may_stand_for_an_option_that_is_a_text(write_space):
+    space = write_space('model.encoder.name: choice("16", "32")\nprior:\n  model.encoder.name: 16\n')
+    (prior,) = space.priors.values()
+    choices = CategoricalDistribution(("16", "32"))
+    assert prior.find_problem(choices) is None
+    np.testing.assert_allclose(np.exp(prior.log_density(["16", "32"], choices)), [1.5, 0.5])
+
+
+
 @pytest.mark.parametrize(
     ("prior", "reason"),
     [
