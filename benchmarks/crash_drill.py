@@ -4,8 +4,9 @@
 
 Each round is one sweep of real networks on synthetic hands. Its driver (`python tune.py`) and its workers are killed
 with SIGKILL after random times, the driver at any moment after it was started, and each time it is restarted with
-sweep.resume. Rounds with one trial at a time are compared with the same sweep without kills, report by report and to
-the last digit. Every round is audited (handpose/sweep/audit): events, replayed decisions, study, trials.csv.
+sweep.resume. Rounds of ASHA with one trial at a time are compared with the same sweep without kills, report by report
+and to the last digit; the decisions of freeze_thaw depend on the time that an epoch takes. Every round is audited
+(handpose/sweep/audit): events, replayed decisions, study, trials.csv.
 """
 
 import argparse
@@ -46,6 +47,7 @@ _ROUNDS = (
     ("promote", 1, ("scheduler=asha", "scheduler.mode=promote")),
     ("promote", 2, ("scheduler=asha", "scheduler.mode=promote")),
     ("stop", 2, ("scheduler=asha", "scheduler.mode=stop", "scheduler.brackets=2")),
+    ("freeze_thaw", 2, ("scheduler=freeze_thaw", "searcher=curves", "sweep.num_trials=12")),
 )
 _KILL_INTERVAL_S = (2.0, 20.0)
 _LIMIT_S = 900.0
@@ -57,7 +59,7 @@ class RoundResult:
     """The result of one sweep.
 
     Attributes:
-        mode: mode of the scheduler.
+        mode: mode of ASHA, or `freeze_thaw`.
         num_slots: number of trials at a time.
         seed: seed of the sweep.
         driver_kills: how often the driver was killed.
@@ -95,6 +97,10 @@ def main() -> None:
     parser.add_argument(
         "--worker-kills", type=int, default=20, help="how often a worker is killed; default: %(default)s"
     )
+    modes = sorted({mode for mode, *_ in _ROUNDS})
+    parser.add_argument(
+        "--modes", nargs="+", choices=modes, default=modes, help="modes of ASHA, or freeze_thaw; default: all"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments; default: %(default)s")
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     parser.add_argument("overrides", nargs="*", help="overrides of tune.py for all sweeps, KEY=VALUE")
@@ -110,7 +116,9 @@ def main() -> None:
                 min(_MAX_KILLS_PER_ROUND, given.driver_kills - _sum_over_rounds(rounds, "driver_kills")),
                 min(_MAX_KILLS_PER_ROUND, given.worker_kills - _sum_over_rounds(rounds, "worker_kills")),
             )
-            rounds.append(_run_round(Path(folder), len(rounds), generator, left, given.overrides))
+            chosen = [each for each in _ROUNDS if each[0] in given.modes]
+            kind, seed = chosen[len(rounds) % len(chosen)], len(rounds) // len(chosen)
+            rounds.append(_run_round(Path(folder), len(rounds), kind, seed, generator, left, given.overrides))
             print(_format_round(rounds[-1]), flush=True)
     totals = {
         name: _sum_over_rounds(rounds, name) for name in ("driver_kills", "worker_kills", "lost", "repeated", "wrong")
@@ -131,17 +139,23 @@ def _format_round(done: RoundResult) -> str:
     compared = "not compared" if done.values_differ is None else f"differing {done.values_differ}"
     alone = "" if done.seconds_alone is None else f" ({done.seconds_alone:.0f} s alone)"
     return (
-        f"{done.mode:8} {done.num_slots} slot(s)  killed: driver {done.driver_kills:2}  workers {done.worker_kills:2}  "
+        f"{done.mode:11} {done.num_slots} slot(s)  killed: driver {done.driver_kills}  workers {done.worker_kills}  "
         f"{done.reports} reports  lost {done.lost}  repeated {done.repeated}  wrong {done.wrong}  {compared}  "
         f"{done.seconds:.0f} s{alone}"
     )
 
 
 def _run_round(
-    folder: Path, number: int, generator: random.Random, left: tuple[int, int], overrides: Sequence[str]
+    folder: Path,
+    number: int,
+    kind: tuple[str, int, tuple[str, ...]],
+    seed: int,
+    generator: random.Random,
+    left: tuple[int, int],
+    overrides: Sequence[str],
 ) -> RoundResult:
-    mode, num_slots, scheduler = _ROUNDS[number % len(_ROUNDS)]
-    done = RoundResult(mode, num_slots, seed=number // len(_ROUNDS))
+    mode, num_slots, scheduler = kind
+    done = RoundResult(mode, num_slots, seed)
     common = [*_SMALL, *scheduler, f"sweep.max_concurrent={num_slots}", f"sweep.seed={done.seed}", *overrides]
     if num_slots == 1:
         began = time.monotonic()

@@ -143,7 +143,6 @@ def test_a_number_may_stand_for_an_option_that_is_a_text(write_space):
     np.testing.assert_allclose(np.exp(prior.log_density(["16", "32"], choices)), [1.5, 0.5])
 
 
-
 @pytest.mark.parametrize(
     ("prior", "reason"),
     [
