@@ -10,9 +10,12 @@ the table has the number of seeds that reached the target. For random search its
 best value, which it cannot know; the cost of its whole sweep is in the table too.
 
 Methods: ASHA with the proposals of random search, and more of them; ASHA with Optuna's TPE as in tune.py (mode `stop`,
-the default, and `promote`), which starts with the default configuration; Ray's ASHAScheduler and OptunaSearch, plain
-(benchmarks/sweeps.py), with our grace period and reduction factor, and the same with TuneConfig(reuse_actors=True), so
-that Tune does not start a process for each trial.
+the default, and `promote`), and freeze-thaw with the model of learning curves, all of which start with the default
+configuration; Ray's ASHAScheduler and OptunaSearch, plain (benchmarks/sweeps.py), with our grace period and reduction
+factor, and the same with TuneConfig(reuse_actors=True), so that Tune does not start a process for each trial.
+
+In real training there is a second cost, `trained`: the seconds of training and validation of all trials until then. It
+leaves out starts and idle slots, so that only the search is compared.
 
 Real training is on a small version of the real task: synthetic hands of 64 px, few batches per epoch, nine epochs, and
 the space in benchmarks/spaces/small.yaml. The clock of each sweep starts before Ray does.
@@ -44,6 +47,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.asha_modes import CURVES, Curve, compute_mean, draw_curves, read_curves, replay_sweep  # noqa: E402
+from benchmarks.clock import ClockedSegment  # noqa: E402
 from benchmarks.result_files import write_results  # noqa: E402
 from benchmarks.sweeps import ON_CPU, REUSING, Side, make_data, make_distributions, measure_sweep  # noqa: E402
 from handpose.config import compose, quote_override, to_plain_values  # noqa: E402
@@ -61,6 +65,7 @@ METHODS: Mapping[str, tuple[Side, Sequence[str]]] = {
     "ASHA + random": ("ours", ("scheduler=asha", "searcher=random")),
     "ASHA + TPE, ours": ("ours", ("scheduler=asha", "searcher=tpe")),
     "the same, promote": ("ours", ("scheduler=asha", "scheduler.mode=promote", "searcher=tpe")),
+    "freeze-thaw + curves": ("ours", ("scheduler=freeze_thaw", "searcher=curves")),
     PLAIN: ("plain", ("scheduler=asha", "searcher=tpe")),
     PLAIN_REUSING: (REUSING, ("scheduler=asha", "searcher=tpe")),
 }
@@ -83,10 +88,12 @@ class SweepCourse(NamedTuple):
     Attributes:
         reports: (slot-seconds, metric) of each report, in order.
         slot_s: cost of the whole sweep in slot-seconds.
+        trained: seconds of training and validation of all trials up to each report; empty if nothing is trained.
     """
 
     reports: Sequence[tuple[float, float]]
     slot_s: float
+    trained: Sequence[float] = ()
 
     @property
     def best(self) -> float:
@@ -97,6 +104,12 @@ class SweepCourse(NamedTuple):
         reached = (slot_s for slot_s, value in self.reports if value <= target)
         cost = next(reached, None)
         return (self.slot_s, False) if cost is None else (cost, True)
+
+    def compute_training_of(self, target: float) -> tuple[float, bool]:
+        """Return the same in seconds of training and validation."""
+        reached = (spent for spent, (_, value) in zip(self.trained, self.reports, strict=True) if value <= target)
+        cost = next(reached, None)
+        return (self.trained[-1], False) if cost is None else (cost, True)
 
 
 def main() -> None:
@@ -122,12 +135,15 @@ def main() -> None:
         default=1.0,
         help="with --replay: cost of starting or resuming a trial; default: %(default)s",
     )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="methods in real training")
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     parser.add_argument("overrides", nargs="*", help="overrides of tune.py for all methods, KEY=VALUE")
     given = parser.parse_args()
     given.seeds = given.seeds or (100 if given.replay else 5)
     given.random_trials = given.random_trials or (32 if given.replay else 16)
     given.slots = given.slots or (4 if given.replay else count_cores())
+    if missing := {RANDOM, PLAIN} - set(given.methods):
+        parser.error(f"--methods: the others are compared with {' and '.join(sorted(missing))}")
     courses = replay_sweeps(given) if given.replay else run_real_sweeps(given)
     results = summarise(courses)
     print(format_table(results, given.seeds))
@@ -143,7 +159,7 @@ def run_real_sweeps(given: argparse.Namespace) -> dict[str, list[SweepCourse]]:
 
     Each seed starts with another method.
     """
-    courses: dict[str, list[SweepCourse]] = {name: [] for name in METHODS}
+    courses: dict[str, list[SweepCourse]] = {name: [] for name in given.methods}
     with tempfile.TemporaryDirectory() as folder:
         shared = [
             *ON_CPU,
@@ -157,7 +173,7 @@ def run_real_sweeps(given: argparse.Namespace) -> dict[str, list[SweepCourse]]:
         ]
         make_data(shared)
         for seed in range(given.seeds):
-            names = list(METHODS)
+            names = list(given.methods)
             for name in names[seed % len(names) :] + names[: seed % len(names)]:
                 num_trials = given.random_trials if name == RANDOM else given.num_trials
                 side, own = METHODS[name]
@@ -168,9 +184,18 @@ def run_real_sweeps(given: argparse.Namespace) -> dict[str, list[SweepCourse]]:
 
 def _run_sweep(side: Side, overrides: Sequence[str], seed: int) -> SweepCourse:
     sweep = measure_sweep(side, [*overrides, f"sweep.seed={seed}"])
-    values = sorted((at, value) for trial in sweep.trials for at, _, value in trial.values)
-    finite = [(sweep.num_slots * (at - sweep.started), value) for at, value in values if math.isfinite(value)]
-    return SweepCourse(finite, sweep.slot_s)
+    values = sorted((at, value) for trial in sweep.trials for at, _, value in trial.values if math.isfinite(value))
+    reports = [(sweep.num_slots * (at - sweep.started), value) for at, value in values]
+    return SweepCourse(reports, sweep.slot_s, [_sum_training(sweep.trials, at) for at, _ in values])
+
+
+def _sum_training(trials: Sequence[ClockedSegment], at: float) -> float:
+    """Return the seconds of training and validation until a time, as if each trial had them evenly."""
+    return sum(
+        (trial.train_s + trial.val_s) * min(1.0, max(0.0, (at - trial.first_step) / (trial.last - trial.first_step)))
+        for trial in trials
+        if trial.last > trial.first_step
+    )
 
 
 # --- recorded curves --------------------------------------------------------------------------------------------------
@@ -370,10 +395,17 @@ def summarise(courses: Mapping[str, Sequence[SweepCourse]]) -> dict[str, Any]:
         name: [course.compute_cost_of(target) for course, target in zip(runs, targets, strict=True)]
         for name, runs in courses.items()
     }
+    trained = {
+        name: [course.compute_training_of(target) for course, target in zip(runs, targets, strict=True)]
+        for name, runs in courses.items()
+        if all(course.trained for course in runs)
+    }
     return {
         "targets_mm": targets,
         "methods": {
             name: {
+                "trained_s": statistics.median(cost for cost, _ in trained[name]) if trained else None,
+                "trained_over_plain": _compute_ratio(trained[name], trained[PLAIN]) if trained else None,
                 "reached": sum(is_reached for _, is_reached in paid),
                 "slot_s": statistics.median(cost for cost, _ in paid),
                 "over_random": _compute_ratio(paid, costs[RANDOM]),
@@ -397,7 +429,7 @@ def _compute_ratio(
 
 def format_table(results: Mapping[str, Any], num_seeds: int) -> str:
     """Format the figures as a table."""
-    heads = ("reached", "slot-s, median", "x random search", "x plain", "whole, slot-s", "best, mm")
+    heads = ("reached", "slot-s, median", "x random search", "x plain", "trained, x plain", "whole, slot-s", "best, mm")
     lines = [f"{f'{num_seeds} seeds':28}" + "".join(f"{head:>19}" for head in heads)]
     for name, row in results["methods"].items():
         cells = (
@@ -405,6 +437,7 @@ def format_table(results: Mapping[str, Any], num_seeds: int) -> str:
             f"{row['slot_s']:.0f}",
             _format_interval(row["over_random"]),
             _format_interval(row["over_plain"]),
+            _format_interval(row["trained_over_plain"]),
             f"{row['whole_slot_s']:.0f}",
             f"{row['best_mm']:.2f}",
         )

@@ -27,6 +27,15 @@ def test_a_target_costs_what_passed_until_it_was_reached_else_everything():
     assert course.compute_cost_of(5.0) == (10.0, False)
 
 
+def test_the_training_until_a_target_counts_neither_starts_nor_idle_slots():
+    trials = [ClockedSegment({}, 10.0, 20.0, 6.0, 2.0, []), ClockedSegment({}, 30.0, 34.0, 3.0, 1.0, [])]
+    spent = [quality._sum_training(trials, at) for at in (5.0, 15.0, 25.0, 32.0, 99.0)]
+    assert spent == [0.0, 4.0, 8.0, 10.0, 12.0]
+    course = quality.SweepCourse([(40.0, 9.0), (60.0, 7.0)], 80.0, [4.0, 10.0])
+    assert course.compute_training_of(7.0) == (10.0, True)
+    assert course.compute_training_of(5.0) == (10.0, False)
+
+
 def test_the_nearest_curve_that_is_left_is_trained_once():
     pool = [make_curve(1e-4, 1), make_curve(1e-3, 2), make_curve(1e-2, 3)]
     asked = [1.1e-3, 0.9e-3, 1e-3]
@@ -69,7 +78,7 @@ def test_every_method_is_replayed_on_the_shipped_curves(tmp_path, monkeypatch, c
     monkeypatch.setattr("sys.argv", ["time_to_quality.py", "--replay", "--seeds", "2", "--output", str(output)])
     quality.main()
     found = json.loads(output.read_text())
-    assert found["methods"].keys() == quality.METHODS.keys() - {quality.PLAIN_REUSING}
+    assert found["methods"].keys() == quality.METHODS.keys() - {quality.PLAIN_REUSING, "freeze-thaw + curves"}
     own = found["methods"][quality.RANDOM]
     assert own["reached"] == 2
     assert own["over_random"] == [1, 1, 1]
@@ -79,8 +88,6 @@ def test_every_method_is_replayed_on_the_shipped_curves(tmp_path, monkeypatch, c
 @pytest.mark.slow
 def test_the_plain_side_is_really_trained_after_random_search(tmp_path, monkeypatch):
     """tests/benchmarks/test_slots.py trains our side, also with random search."""
-    methods = {name: quality.METHODS[name] for name in (quality.RANDOM, quality.PLAIN)}
-    monkeypatch.setattr(quality, "METHODS", methods)
     measure = quality.measure_sweep
 
     def measure_plain(side, overrides):
@@ -94,8 +101,9 @@ def test_the_plain_side_is_really_trained_after_random_search(tmp_path, monkeypa
     output = tmp_path / "q.json"
     arguments = ["--seeds", "1", "--slots", "1", "--random-trials", "2", "--num-trials", "2", "--epochs", "2"]
     arguments += ["--batches", "2", "data.source.num_train=120", "data.source.num_eval=8", "--output", str(output)]
-    monkeypatch.setattr("sys.argv", ["time_to_quality.py", *arguments])
+    methods = [quality.RANDOM, quality.PLAIN]
+    monkeypatch.setattr("sys.argv", ["time_to_quality.py", *arguments, "--methods", *methods])
     quality.main()
     found = json.loads(output.read_text())
-    assert found["methods"].keys() == methods.keys()
+    assert list(found["methods"]) == methods
     assert found["methods"][quality.RANDOM]["reached"] == 1
