@@ -40,6 +40,7 @@ ROOMS = (
     "preflight",
     "selection",
     "audit",
+    "status",
     "why",
     "plan",
     "budgeted_plan",

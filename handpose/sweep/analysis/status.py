@@ -15,6 +15,7 @@ from handpose.files import read_json
 from handpose.report.formatting import format_duration, format_interval, format_metric
 from handpose.report.reasons import format_spent_budget
 from handpose.report.terminal import SweepClock, render_sweep
+from handpose.report.trial_table import TrialRow
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.record.events import EVENTS_FILE, Event, SweepClosed, SweepOpened, read_events
@@ -22,6 +23,9 @@ from handpose.sweep.record.settings import STOP_WHEN_KEY, SweepSettings, format_
 from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
 from handpose.urls import is_url
 from handpose.yaml_files import read_yaml
+
+STATUS_FORMAT = 1
+"""Version of what `summarise_status` returns. Increase it when a field changes its meaning or is removed."""
 
 
 def print_status(place: str) -> None:
@@ -62,6 +66,45 @@ def render_status(folder: Path, *, width: int, place: str | None = None) -> Rend
     return Group(*shown, *map(Text, [] if runs_again else _describe_later_steps(folder, sweep.metric)))
 
 
+def summarise_status(folder: Path) -> dict[str, Any]:
+    """Summarise the sweep in a folder as plain values, for other programs; docs/report.md describes the fields.
+
+    Raises:
+        UserError: there is no sweep, or its files are damaged.
+    """
+    record = _read_config(folder)
+    sweep = restore_settings(record["sweep"], folder)
+    status = _read_status(sweep)
+    table, last = status.history.table, status.last
+    ranked = table.rank_trials()
+    confirmed, metrics = read_yaml(folder / "confirm" / "confirm.yaml"), folder / "retrain" / "metrics.json"
+    left_s = status.make_clock(sweep.time_budget_s).estimate_left_s(table)
+    return {
+        "format": STATUS_FORMAT,
+        "name": sweep.name,
+        "state": last.reason if isinstance(last, SweepClosed) else "running",
+        "silent_s": status.silent_s,
+        "used_s": status.history.at + status.silent_s,
+        "left_s": left_s,
+        "gpu_hours": table.gpu_hours,
+        "num_trials": table.num_trials,
+        "max_epochs": table.max_epochs,
+        "num_slots": table.num_slots,
+        "metric": table.metric,
+        "mode": table.mode,
+        "counts": dict(table.count_states()),
+        "best": ranked[0].number if ranked else None,
+        "trials": [_summarise_trial(row) for _, row in sorted(table.rows.items())],
+        "confirmed": confirmed or None,
+        "retrained": read_json(metrics)["metrics"] if metrics.is_file() else None,
+    }
+
+
+def _summarise_trial(row: TrialRow) -> dict[str, Any]:
+    names = ("number", "state", "epochs", "metrics", "costs", "seconds", "node", "params", "reason", "error")
+    return {name: getattr(row, name) for name in names}
+
+
 @dataclass
 class _SweepStatus:
     """What the events say about a sweep.
@@ -70,11 +113,13 @@ class _SweepStatus:
         history: the history after all events so far.
         last: the last event.
         num_slots: highest number of trials that ran at a time.
+        silent_s: seconds since the last event of a sweep that was not closed.
     """
 
     history: History
     last: Event | None = None
     num_slots: int = 1
+    silent_s: float = 0.0
 
     def add_event(self, event: Event) -> None:
         """Apply the next event; past decisions are taken as recorded."""
@@ -90,31 +135,41 @@ class _SweepStatus:
         """
         return not isinstance(self.last, SweepClosed)
 
+    def make_clock(self, time_budget_s: float | None) -> SweepClock:
+        """Make a clock that has run as long as the sweep has."""
+        clock = SweepClock(time_budget_s=time_budget_s, used_s=self.history.at + self.silent_s)
+        if not self.is_running:
+            clock.stop()
+        return clock
 
-def _render_sweep(sweep: SweepSettings, title: str, *, width: int, go_on: str) -> list[RenderableType]:
+
+def _read_status(sweep: SweepSettings) -> _SweepStatus:
+    """Read the events of a sweep, and complete its table as a live view has it."""
     table = make_empty_table(sweep)
     status = _SweepStatus(History(sweep, scheduler=Fifo(), table=table))
     events = sweep.path / EVENTS_FILE
     for event in read_events(events):
         status.add_event(event)
-    silent_s = max(0.0, time.time() - events.stat().st_mtime) if status.is_running and events.exists() else 0.0
-    now = status.history.at + silent_s
+    if status.is_running and events.exists():
+        status.silent_s = max(0.0, time.time() - events.stat().st_mtime)
+    now = status.history.at + status.silent_s
     for number in status.history.live["running"]:
         status.history.trials[number].update_seconds(now)
     table.gpu_hours = status.history.count_gpu_hours(now)
     table.num_trials, table.num_slots = status.history.num_trials, status.num_slots
     table.checkpoint_bytes = status.history.retention.total_bytes
     table.checkpoint_budget_bytes = status.history.retention.budget_bytes
-    clock = SweepClock(time_budget_s=sweep.time_budget_s, used_s=now)
-    if not status.is_running:
-        clock.stop()
-    lines = [
-        Text(line, style="dim", no_wrap=True, overflow="ignore") for line in _describe_progress(status, silent_s, go_on)
-    ]
-    return [render_sweep(title, table, clock, width=width), *lines]
+    return status
 
 
-def _describe_progress(sweep_status: _SweepStatus, silent_s: float, go_on: str) -> list[str]:
+def _render_sweep(sweep: SweepSettings, title: str, *, width: int, go_on: str) -> list[RenderableType]:
+    status = _read_status(sweep)
+    clock = status.make_clock(sweep.time_budget_s)
+    lines = [Text(line, style="dim", no_wrap=True, overflow="ignore") for line in _describe_progress(status, go_on)]
+    return [render_sweep(title, status.history.table, clock, width=width), *lines]
+
+
+def _describe_progress(sweep_status: _SweepStatus, go_on: str) -> list[str]:
     """Return a sentence and, if the sweep can be resumed, the command on a separate line, so that it can be copied."""
     if isinstance(sweep_status.last, SweepClosed):
         reason = sweep_status.last.reason
@@ -128,7 +183,8 @@ def _describe_progress(sweep_status: _SweepStatus, silent_s: float, go_on: str) 
     if sweep_status.last is None or isinstance(sweep_status.last, SweepOpened):
         return ["its workers are starting"]
     return [
-        f"the last event was {format_duration(silent_s, is_rough=True)} ago; if its process has ended, resume with:",
+        f"the last event was {format_duration(sweep_status.silent_s, is_rough=True)} ago; if its process has ended, "
+        "resume with:",
         go_on,
     ]
 

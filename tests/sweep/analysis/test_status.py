@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import asdict
 
 import pytest
@@ -12,6 +13,7 @@ from handpose.errors import UserError
 from handpose.report.tensorboard import TensorBoardSweepLog
 from handpose.report.trial_table import TrialRow
 from handpose.sweep.analysis.status import print_status, render_status
+from handpose.sweep.status import main
 from tests.sweep.objectives import METRIC
 from tests.sweep.simulation import SimulatedSweep
 from tests.sweep.sweeps import make_asha, make_settings
@@ -133,3 +135,68 @@ def test_a_spent_budget_is_told_with_a_command_that_gives_a_larger_one(started_s
 def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=f"sweep.status={tmp_path}: there is no sweep.yaml"):
         print_status(tmp_path)
+
+
+# --- for other programs -----------------------------------------------------------------------------------------------
+
+
+def read_summary(simulation, capsys):
+    assert main([str(simulation.settings.path), "--json"]) == 0
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(capsys.readouterr().out, parse_constant=refuse)
+
+
+def test_a_program_reads_the_same_as_json(started_sweep, capsys):
+    started_sweep.fill()
+    for _ in range(8):
+        started_sweep.step()
+        started_sweep.fill()
+    found = read_summary(started_sweep, capsys)
+    rows = started_sweep.controller.history.table.rows
+    assert (found["format"], found["state"], found["metric"], found["mode"]) == (1, "running", METRIC, "min")
+    assert (found["num_trials"], found["max_epochs"]) == (6, 4)
+    assert {trial["number"]: (trial["state"], trial["epochs"]) for trial in found["trials"]} == {
+        number: (row.state, row.epochs) for number, row in rows.items()
+    }
+    assert found["counts"] == dict(Counter(row.state for row in rows.values()))
+    (best,) = [trial for trial in found["trials"] if trial["number"] == found["best"]]
+    assert best["metrics"][METRIC] == rows[found["best"]].metrics[METRIC]
+    (diverged,) = [trial for trial in found["trials"] if trial["state"] == "diverged"]
+    assert diverged["metrics"][METRIC] is None
+    assert diverged["reason"] == rows[diverged["number"]].reason != ""
+    assert found["confirmed"] is found["retrained"] is None
+
+
+def test_it_says_how_the_sweep_ended_and_what_came_after_it(started_sweep, capsys):
+    started_sweep.run()
+    folder = started_sweep.settings.path
+    (folder / "confirm").mkdir()
+    (folder / "confirm" / "confirm.yaml").write_text(yaml.safe_dump({"winner": 0, "metric": METRIC}))
+    (folder / "retrain").mkdir()
+    (folder / "retrain" / "metrics.json").write_text(json.dumps({"metrics": {"test/pa_mpjpe_mm": 9.5}}))
+    found = read_summary(started_sweep, capsys)
+    assert (found["state"], found["silent_s"], found["left_s"]) == ("finished", 0, 0)
+    assert found["confirmed"] == {"winner": 0, "metric": METRIC}
+    assert found["retrained"] == {"test/pa_mpjpe_mm": 9.5}
+
+
+def test_a_sweep_that_has_not_started_a_trial_is_summarised_too(started_sweep, capsys):
+    found = read_summary(started_sweep, capsys)
+    assert (found["best"], found["left_s"], found["trials"]) == (None, None, [])
+
+
+def test_without_json_it_prints_what_tune_py_prints(started_sweep, capsys):
+    print_status(str(started_sweep.settings.path))
+    expected = capsys.readouterr().out
+    assert main([str(started_sweep.settings.path)]) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_a_place_without_a_sweep_is_one_sentence_and_status_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([str(tmp_path), "--json"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
