@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from handpose.program import list_task_overrides, run_script
 from handpose.report.budget import format_budget_use
+from handpose.report.notify import Notifier, format_result, notify_of_end, open_addresses
 from handpose.report.pareto_front import format_front
 from handpose.report.summary import format_summary
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
@@ -27,6 +28,7 @@ def main(config: DictConfig) -> None:
     if config.sweep.status:
         print_status(config.sweep.status)
         return
+    addresses = open_addresses()
     is_new = not config.sweep.resume
     task = resolve_auto_budget(make_new_task(config)) if is_new else load_task_to_resume(config, list_task_overrides())
     plan = build_plan(resolve_finish_by(task))
@@ -40,21 +42,30 @@ def main(config: DictConfig) -> None:
         if plan.sweep.preflight == "only":
             return
         plan = plan if is_new else limit_resumed_plan(plan)
-        with sync_sweep_folder(plan.sweep) as mirror, plan.clock.close_at_end():
-            run_steps(plan, mirror, ray_stack)
+        options = plan.task.config.notify
+        notifier = Notifier(addresses, events=options.events, gap_s=options.gap_s, name=plan.sweep.name)
+        with (
+            notify_of_end(notifier, interruption=SweepInterruptedError),
+            sync_sweep_folder(plan.sweep) as mirror,
+            plan.clock.close_at_end(),
+        ):
+            run_steps(plan, mirror, ray_stack, notifier)
 
 
-def run_steps(plan: SweepPlan, folder_sync: FolderSync | None, ray_stack: contextlib.ExitStack) -> None:
+def run_steps(
+    plan: SweepPlan, folder_sync: FolderSync | None, ray_stack: contextlib.ExitStack, notifier: Notifier
+) -> None:
     """Run all steps from the first trial to the report.
 
     Args:
         plan: the plan of the sweep.
         folder_sync: keeps the sweep in an object store; None: the sweep has no store.
         ray_stack: keeps Ray running if it has been started already. It is closed before the retraining.
+        notifier: sends messages about the sweep.
     """
     clock = plan.clock
     clock.enter("trials")
-    with ray_stack, plan.run_sweep(folder_sync=folder_sync) as table:
+    with ray_stack, plan.run_sweep(folder_sync=folder_sync, notifier=notifier) as table:
         clock.start_saving()  # a sweep without trials left has not been locked
         spent = plan.describe_spent_budget(table)
         if spent:
@@ -86,6 +97,7 @@ def run_steps(plan: SweepPlan, folder_sync: FolderSync | None, ray_stack: contex
     )
     print(*filter(None, [format_front(table), found, spent]), sep="\n", flush=True)
     print(write_report([folder], folder / REPORT_FILE, scientific=plan.task.config.report.scientific).text)
+    notifier.send("finished", format_result(table, winner, retrained, folder / REPORT_FILE))
     if clock.is_limited:
         clock.count_used_s()
         print(format_budget_use(clock.seconds, limit=clock.describe_limit()))

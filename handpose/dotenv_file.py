@@ -20,7 +20,7 @@ from handpose.utf8 import decode_utf8
 
 DOTENV_VARIABLES = frozenset(
     {
-        *("MP_DATA", "DIR_SCRATCH", "STUDY_URL"),
+        *("MP_DATA", "DIR_SCRATCH", "STUDY_URL", "NOTIFY_URLS"),
         *("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"),
         *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
         *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),

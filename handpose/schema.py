@@ -34,6 +34,8 @@ _TYPES: dict[str, Any] = {
     "train_on_val": bool,
     "retrain.use_val": bool,
     "report.scientific": str | None,
+    "notify.events": list[Literal["finished", "failed", "interrupted", "new_best", "quarantined"]],
+    "notify.gap_s": Annotated[float, Field(ge=0)],
     "test_time.num_rotations": _COUNT,
     "test_time.rotation_deg": Annotated[float, Field(ge=0, le=180)],
     "test_time.crop": Annotated[float, Field(gt=0, le=1)] | None,

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from handpose.budget import BudgetSettings
 from handpose.config import instantiate_key, override_key
 from handpose.errors import UserError
+from handpose.report.notify import Notifier
 from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo, Scheduler
 from handpose.schema import bind_arguments
@@ -90,13 +91,18 @@ class SweepPlan:
         run_preflight_alone(self.sweep, self.cluster, self._bind_preflight(self.trial_function))
 
     def run_sweep(
-        self, *, trial_function: TrialFunction | None = None, folder_sync: FolderSync | None = None
+        self,
+        *,
+        trial_function: TrialFunction | None = None,
+        folder_sync: FolderSync | None = None,
+        notifier: Notifier | None = None,
     ) -> AbstractContextManager[TrialTable]:
         """Start or resume the sweep; see `handpose.sweep.driver.run.run_sweep`.
 
         Args:
             trial_function: trains a trial; None: the plan's own function.
             folder_sync: keeps the sweep in an object store; None: the sweep has no store.
+            notifier: sends messages about the trials; None: nothing is sent.
 
         Returns:
             A context manager that runs the sweep on entry and returns the table of trials.
@@ -117,6 +123,7 @@ class SweepPlan:
             on_lock=self.clock.start_saving,
             needs_report=self.clock.is_limited,
             num_points=self.num_points,
+            notifier=notifier,
         )
         return run_sweep(run)
 

@@ -88,6 +88,7 @@ class SweepProcess:
         recipe,
         *,
         stopping_rule=None,
+        notifier=None,
         fails=(),
         diverges=(),
         slots=2,
@@ -116,6 +117,7 @@ class SweepProcess:
             refresh_times=self.state.refresh_times,
             view=SilentView(),
             logs=logs,
+            notifier=notifier,
         )
         self.recorder.restore(self.state.past_events)
         self.state.open(num_slots=slots, gpus=gpus, listener=self.recorder)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from handpose.report.notify import Notifier
 from handpose.report.sweep_record import StoryLine
 from handpose.report.terminal import SweepView
 from handpose.report.trial_table import TrialRow, TrialTable
@@ -67,6 +68,7 @@ class Recorder:
         refresh_times: updates the times in the rows of running trials.
         view: the terminal view.
         logs: receive the metrics and pictures.
+        notifier: sends messages about new best trials and quarantined nodes; None: nothing is sent.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Recorder:
         refresh_times: Callable[[], None],
         view: SweepView,
         logs: Sequence[TrialLog],
+        notifier: Notifier | None = None,
     ) -> None:
         self._table = table
         self._folder = folder
@@ -85,6 +88,7 @@ class Recorder:
         self._refresh_times = refresh_times
         self._view = view
         self._logs = logs
+        self._notifier = notifier
         self._stories = StoryEvents()
         self._shown_trials: set[tuple[int, int]] = set()
         self._is_csv_outdated = True
@@ -122,7 +126,10 @@ class Recorder:
             if isinstance(event, SweepClosed):
                 self._close_logs()
             elif isinstance(event, NodeQuarantined):
-                self._view.show_note(f"node {event.node} is quarantined: trials fail there and work on other nodes")
+                note = f"node {event.node} is quarantined: trials fail there and work on other nodes"
+                self._view.show_note(note)
+                if self._notifier is not None:
+                    self._notifier.send("quarantined", note)
             return
         if isinstance(event, SegmentStarted):
             for log in self._logs:
@@ -136,6 +143,8 @@ class Recorder:
             self._close_run(row)
         if row.is_over or row.state == "paused" or isinstance(event, SegmentFailed):
             self._show_trial(event, row)
+        if row.is_over and self._notifier is not None:
+            self._notifier.on_trial_end(self._table, row)
 
     def refresh(self) -> None:
         """Bring the table, trials.csv and the view up to date. Call this several times a second."""

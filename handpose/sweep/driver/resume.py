@@ -56,6 +56,8 @@ _CHANGEABLE_KEYS = (
     "paths.packed",
     "retrain.use_val",
     "report.scientific",
+    "notify.events",
+    "notify.gap_s",
     "ray.address",
     "ray.num_cpus",
     "data.root",

@@ -14,6 +14,7 @@ from filelock import Timeout
 
 from handpose.errors import UserError, explain_file_error, is_about_files
 from handpose.locks import hold_lock
+from handpose.report.notify import Notifier
 from handpose.report.reasons import format_spent_budget
 from handpose.report.tensorboard import TensorBoardSweepLog
 from handpose.report.terminal import SweepView, format_warm_start, make_sweep_view
@@ -84,6 +85,7 @@ class SweepRun:
         on_lock: called once this process holds the lock of the sweep and the sweep has a folder.
         needs_report: whether the sweep goes on with a spent budget until a trial has reported.
         num_points: how many trials the searcher can propose; None: any number, or it is not known yet.
+        notifier: sends messages about the trials; None: nothing is sent.
         process_mb: main memory of a worker in MB, as far as it is known before the preflight. A resumed sweep uses the
             value that its own preflight measured.
     """
@@ -102,6 +104,7 @@ class SweepRun:
     on_lock: Callable[[], None] = lambda: None
     needs_report: bool = False
     num_points: int | None = None
+    notifier: Notifier | None = None
     process_mb: float = MIN_PROCESS_MB
 
     @cached_property
@@ -299,7 +302,13 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
     with _add_resume_command(sweep), contextlib.closing(view), handle_interrupts(sweep, must_end) as is_interrupted:
         logs = open_trial_logs(sweep, table)
         recorder = Recorder(
-            table, folder=sweep.path, retention=retention, refresh_times=state.refresh_times, view=view, logs=logs
+            table,
+            folder=sweep.path,
+            retention=retention,
+            refresh_times=state.refresh_times,
+            view=view,
+            logs=logs,
+            notifier=run.notifier,
         )
         recorder.restore(state.past_events)
         state.open(num_slots=slots.num_slots, gpus=slots.total_gpus, listener=recorder)
