@@ -1,7 +1,10 @@
 """3-D hand pose networks and their hyper-parameter search."""
 
 import os
+import sys
 import time
+
+from handpose.garbage import collect_rarely
 
 IMPORTED_AT = time.time()
 """When this process imported the package, in seconds since the epoch. The scripts import it first."""
@@ -14,3 +17,6 @@ for _switch, _value in (
     ("WANDB_ERROR_REPORTING", "false"),  # Weights & Biases
 ):
     os.environ.setdefault(_switch, _value)
+
+if os.path.basename(sys.argv[0]) in ("tune.py", "train.py", "default_worker.py", "-m"):  # not if a user imports it
+    collect_rarely()  # until the program begins: handpose.program, or a worker's trial

@@ -35,6 +35,7 @@ from handpose.config_files import config_folders
 from handpose.dotenv_file import load_dotenv_file
 from handpose.errors import UserError, explain_file_error, is_about_files, join_lines
 from handpose.formats import rename_key
+from handpose.garbage import collect_as_usual
 from handpose.utf8 import use_utf8
 
 _REPEAT_S = 10.0
@@ -143,6 +144,7 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Convert UserError, errors about the user's files, Ctrl-C and SIGTERM to a one-line message and an exit status."""
+    collect_as_usual()
     hook = threading.excepthook
     threading.excepthook = partial(_handle_thread_error, hook)
     try:

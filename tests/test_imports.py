@@ -13,7 +13,7 @@ MODULES = sorted(path for path in (REPOSITORY / "handpose").rglob("*.py") if pat
 SCRIPTS = [REPOSITORY / "tune.py", REPOSITORY / "train.py"]
 
 LAYERS = [
-    {"errors", "resources", "utf8", "skeleton", "malloc", "openmp", "pareto", "plain_values"},
+    {"errors", "resources", "utf8", "skeleton", "malloc", "garbage", "openmp", "pareto", "plain_values"},
     {"files", "locks", "formats", "urls", "config_files", "budget", "dotenv_file"},
     {"yaml_files"},
     {"geometry", "drawing"},

@@ -20,6 +20,7 @@ from ray import tune
 from handpose.config import SWEEP_GROUPS, compose, override_key, quote_override
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
+from handpose.garbage import collect_as_usual
 from handpose.metrics.target import TargetMetric
 from handpose.metrics.validation import make_target_metric
 from handpose.schedulers.scheduler import Scheduler
@@ -103,6 +104,7 @@ class TrainingFunction:
         return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, needs_costs, scheduler.rungs)
 
     def __call__(self, segment: TrialSegment, /) -> None:
+        collect_as_usual()
         if get_worker_context().num_workers > 1:
             with tempfile.TemporaryDirectory(dir=".", prefix="member-") as folder:
                 self._train(segment, Path(folder), process_group=_make_process_group())

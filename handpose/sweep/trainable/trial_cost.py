@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from handpose.config import compose
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
+from handpose.garbage import collect_as_usual
 from handpose.models.weights import find_weights_file
 from handpose.skeleton import NUM_JOINTS
 from handpose.sweep.trainable.cost_callback import NUM_PROFILED_STEPS, NUM_VALIDATION_BATCHES, CostMonitor
@@ -132,6 +133,7 @@ class TrialCostProbe:
 
     def measure_cost(self, *args: Any, **kwargs: Any) -> TrialCost | ProbeFailure:
         """Call `measure_trial_cost` with the same arguments, and return a failure instead of raising it."""
+        collect_as_usual()
         try:
             return measure_trial_cost(*args, **kwargs)
         except UserError as error:
