@@ -53,7 +53,18 @@ PATH_KEYS = (
 )
 """Keys whose values are paths. They are made absolute, and differ between machines."""
 
-SWEEP_GROUPS = ("budget", "sweep", "retrain", "report", "scheduler", "searcher", "ray", "search_space", "hydra")
+SWEEP_GROUPS = (
+    "budget",
+    "sweep",
+    "retrain",
+    "report",
+    "notify",
+    "scheduler",
+    "searcher",
+    "ray",
+    "search_space",
+    "hydra",
+)
 """Groups and keys that tune.py has and train.py does not, and `hydra`."""
 
 _REQUIRED_GROUPS = (

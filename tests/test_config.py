@@ -10,9 +10,17 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from handpose import config_files
-from handpose.config import compose, dotted_keys, list_location_overrides, quote_override, to_plain_values
+from handpose.config import (
+    SWEEP_GROUPS,
+    compose,
+    dotted_keys,
+    list_location_overrides,
+    quote_override,
+    to_plain_values,
+)
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
+from handpose.search.space import flatten_config
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 GROUPS = sorted(
@@ -218,3 +226,10 @@ def test_an_option_of_a_users_folder_that_is_not_given_is_no_choice(extensions):
         compose("train", ["loss=users"])
     with pytest.raises(UserError, match=r"loss=users_loss\.Loss: no such choice; if it is .* paths\.extensions=FOLDER"):
         compose("train", ["loss=users_loss.Loss"])
+
+
+def test_every_key_that_only_a_sweep_has_belongs_to_one_of_its_groups():
+    """Otherwise trials and the retraining would get it, and refuse it."""
+    own = flatten_config(to_plain_values(compose("tune", []))).keys()
+    own -= flatten_config(to_plain_values(compose("train", []))).keys()
+    assert {key.partition(".")[0] for key in own} <= set(SWEEP_GROUPS)

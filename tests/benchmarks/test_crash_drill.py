@@ -11,7 +11,7 @@ from handpose.config_files import REPOSITORY
 
 @pytest.mark.slow
 def test_a_short_drill_loses_nothing(tmp_path):
-    """With freeze_thaw, which is not compared with an undisturbed sweep; tests/sweep/test_program.py does that for ASHA."""
+    """With freeze_thaw, which is not compared with a sweep without kills; tests/sweep/test_program.py compares ASHA."""
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "crash_drill.py"), "--driver-kills", "1"]
     command += ["--worker-kills", "1", "--modes", "freeze_thaw", "--output", str(tmp_path / "drill.json")]
     command += ["sweep.num_trials=4", "sweep.max_epochs=6", "trainer.max_epochs=1", "data.source.num_train=80"]
