@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ NotifiedEvent: TypeAlias = Literal["finished", "failed", "interrupted", "new_bes
 NOTIFIED_EVENTS: tuple[NotifiedEvent, ...] = get_args(NotifiedEvent)
 URLS_VARIABLE = "NOTIFY_URLS"
 _CLOSE_TIMEOUT_S = 15.0
+_SERVICE = re.compile(r"[a-z0-9+.-]{1,20}://")
 
 
 class Notifier:
@@ -76,7 +78,7 @@ class Notifier:
         )
 
     def close(self) -> None:
-        """Wait until the messages are sent, but not for long."""
+        """Wait until the messages are sent, for at most 15 s."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join(_CLOSE_TIMEOUT_S)
@@ -85,7 +87,7 @@ class Notifier:
         while (message := self._queue.get()) is not None:
             title, text = message
             try:
-                was_sent = bool(self._addresses.notify(title=title, body=text))
+                was_sent = bool(self._addresses.notify(title=title, body=text, body_format="text"))
             except Exception:  # of whatever library an address needs
                 was_sent = False
             if not was_sent and not self._has_failed:
@@ -112,9 +114,10 @@ def open_addresses() -> Any:
         addresses = apprise.Apprise()
         for place, url in enumerate(urls, start=1):
             if not addresses.add(url):
+                service = _SERVICE.match(url)  # what follows may be a secret
                 raise UserError(
-                    f"{URLS_VARIABLE}: address {place} of {len(urls)} ({url.partition(':')[0][:20]}:...) is not one "
-                    "that Apprise can read; see https://github.com/caronc/apprise for how to write it"
+                    f"{URLS_VARIABLE}: address {place} of {len(urls)}{f' ({service[0]}...)' if service else ''} is not "
+                    "one that Apprise can read; see https://github.com/caronc/apprise for how to write it"
                 )
         return addresses
 

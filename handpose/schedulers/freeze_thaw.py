@@ -11,11 +11,10 @@ from handpose.errors import UserError
 from handpose.schedulers.asha import Asha
 from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import Fifo, Scheduler, SchedulerDecision, SegmentStart
-from handpose.search.candidates import Candidate, CandidatePool
+from handpose.search.candidates import Candidate, CandidatePool, make_candidate
 from handpose.search.curve_model import CurveModel
 from handpose.search.curve_worth import CurveForecast, ObservedCurve, Option, fit_model, list_decision_epochs
 from handpose.search.encoding import predict_seconds
-from handpose.search.points import place_values
 from handpose.search.space import Params, Space
 
 _MIN_TRIALS = 5
@@ -38,7 +37,7 @@ class _Trial:
     """What the scheduler knows of a trial.
 
     Attributes:
-        candidate: its configuration.
+        candidate: its configuration; None if its draws are not known.
         vector: its encoded configuration.
         losses: epoch -> loss.
         state: whether it trains, is frozen, or has ended.
@@ -48,7 +47,7 @@ class _Trial:
         first_epoch_s: seconds per epoch until the first report of a segment, with its start.
     """
 
-    candidate: Candidate
+    candidate: Candidate | None
     vector: np.ndarray
     began_at: float
     losses: dict[int, float] = field(default_factory=dict)
@@ -152,12 +151,12 @@ class FreezeThaw(Fifo):
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Record a new trial."""
-        placed = place_values(self._space, params)
-        candidate = Candidate(placed.draws, placed.distributions, params)
-        self._trials[trial] = _Trial(candidate, self._pool.encoder.encode([params])[0], self.now)
+        vector = self._pool.encoder.encode([params])[0]
+        self._trials[trial] = _Trial(make_candidate(self._space, params), vector, self.now)
         reported = [number for number, each in self._trials.items() if each.losses]
         best = heapq.nsmallest(_NUM_GOOD, reported, key=self._get_newest_loss)
-        self._good, self._new_vectors = [self._trials[number].candidate for number in best], None
+        self._good = [each for number in best if (each := self._trials[number].candidate) is not None]
+        self._new_vectors = None
         self._num_changes += 1
 
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:

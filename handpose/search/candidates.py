@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from handpose.errors import UserError
 from handpose.search.distributions import round_to_distribution
 from handpose.search.encoding import ParamsEncoder
-from handpose.search.points import draw_trial
+from handpose.search.points import draw_trial, place_values
 from handpose.search.space import IndependentSampler, Params, Space
 
 _NUM_RANDOM = 500
@@ -34,6 +34,22 @@ class Candidate(NamedTuple):
     draws: Params
     distributions: Mapping[str, BaseDistribution]
     params: Params
+
+
+def make_candidate(space: Space, params: Params) -> Candidate | None:
+    """Return the candidate with given parameters; None if they do not tell its draws.
+
+    A Python space may draw under other names than its configuration keys.
+
+    Args:
+        space: the search space.
+        params: configuration key -> value.
+    """
+    try:
+        placed = place_values(space, params)
+    except UserError:  # the space rejects what stands for the missing draws
+        return None
+    return Candidate(placed.draws, placed.distributions, params) if placed.params == params else None
 
 
 class CandidatePool:

@@ -208,8 +208,9 @@ class CurvePosterior:
         covariance = _compute_covariance(self._scales, prediction.inputs, prediction.inputs)
         covariance = covariance - prediction.whitened.T @ prediction.whitened
         own = self._scales.trial_level**2 + self._scales.trial_course**2
+        jitter = 1e-5 * float(covariance.diagonal().max())
         eye = torch.eye(len(covariance), dtype=torch.float64)
-        factor = torch.linalg.cholesky(covariance + (1e-5 - own) * eye)
+        factor = torch.linalg.cholesky(covariance + (jitter - own) * eye)
         normal = torch.from_numpy(rng.standard_normal((len(covariance), num)))
         return prediction.mean[:, None] + (factor @ normal).numpy()
 

@@ -143,7 +143,7 @@ class CurveForecast:
         """Draw together where configurations (n, d) end.
 
         Returns:
-            The losses without the chance of a single trial (n, num), and those that one trial of each reports (n, num).
+            The expected losses, without the luck of a seed (n, num), and those that one trial of each reports (n, num).
         """
         means = self._posterior.draw_means(vectors, self._max_epochs, num, rng)
         reported = means + self._model.trial_deviation * rng.standard_normal(means.shape)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -149,10 +150,40 @@ def test_a_server_that_never_answers_does_not_keep_the_program(addresses, monkey
 def test_an_address_that_cannot_be_read_is_refused_without_its_secret(monkeypatch):
     monkeypatch.setenv("NOTIFY_URLS", "json://localhost slak://token-1234")
     with pytest.raises(
-        UserError, match=r"NOTIFY_URLS: address 2 of 2 \(slak:\.\.\.\) is not one that Apprise"
+        UserError, match=r"NOTIFY_URLS: address 2 of 2 \(slak://\.\.\.\) is not one that Apprise"
     ) as error:
         open_addresses()
     assert "1234" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["hunter2-secret-token", "hunter2:secret", "HUNTER2://x"])
+def test_what_may_be_a_secret_is_not_printed(monkeypatch, url):
+    monkeypatch.setenv("NOTIFY_URLS", f"json://localhost {url}")
+    with pytest.raises(UserError, match="address 2 of 2 is not one") as error:
+        open_addresses()
+    assert "hunter" not in str(error.value).lower()
+
+
+def test_a_message_is_escaped_for_a_service_that_shows_html():
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        import apprise
+    shown = []
+
+    class Html(apprise.NotifyBase):
+        service_name, protocol = "html", "html"
+        notify_format = apprise.NotifyFormat.HTML
+
+        def send(self, body, **given):
+            shown.append(body)
+            return True
+
+    addresses = apprise.Apprise()
+    addresses.add(Html(host="localhost"))
+    notifier = make_notifier(addresses)
+    notifier.send("failed", "expected <class 'int'> & got")
+    notifier.close()
+    assert "&lt;class" in shown[0]
+    assert "<class" not in shown[0]
 
 
 def test_without_addresses_nothing_is_sent(monkeypatch):

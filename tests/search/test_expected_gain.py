@@ -75,7 +75,7 @@ def test_nothing_is_expected_once_the_optimum_is_reached_and_much_before(space):
         return estimate_gain(pool, candidates, curves, max_epochs=MAX_EPOCHS, num_more=len(points), seed=0)
 
     assert estimate([0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]) == pytest.approx(20 * 0.3**2 * end, rel=0.35)
-    assert estimate([0.1, 0.2, 0.28, 0.3, 0.32, 0.4, 0.6, 0.8]) == pytest.approx(0, abs=0.05)
+    assert 0 <= estimate([0.1, 0.2, 0.28, 0.3, 0.32, 0.4, 0.6, 0.8]) < 0.05
 
 
 def test_a_paused_trial_that_will_be_better_is_a_gain(space, monkeypatch):

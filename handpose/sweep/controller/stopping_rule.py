@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from handpose.metrics.target import TargetMetric
-from handpose.search.candidates import Candidate, CandidatePool
+from handpose.search.candidates import Candidate, CandidatePool, make_candidate
 from handpose.search.curve_worth import ObservedCurve
 from handpose.search.expected_gain import estimate_gain
-from handpose.search.points import place_values
 from handpose.search.searcher import TrialSnapshot
 from handpose.search.space import Space
 from handpose.sweep.record.settings import SweepSettings
@@ -15,8 +16,8 @@ _MIN_TRIALS_PER_PARAMETER, _MIN_COMPLETE = 10, 3
 """Numbers of trials with a value, for each searched parameter, and of complete ones, that an estimate needs."""
 _FACTOR = 1.1
 """The gain is estimated again when there are this many times as many reports."""
-_NUM_AGREEING = 2
-"""Number of estimates in a row that have to be below the limit. The largest one counts."""
+_WINDOW = 1.2
+"""The largest estimate counts of those since there were so many times fewer trials."""
 
 
 class StoppingRule:
@@ -32,9 +33,9 @@ class StoppingRule:
     def __init__(self, space: Space, *, target: TargetMetric, max_epochs: int, seed: int) -> None:
         self._space, self._target, self._max_epochs, self._seed = space, target, max_epochs, seed
         self._pool = CandidatePool(space)
-        self._candidates: dict[int, Candidate] = {}
+        self._candidates: dict[int, Candidate | None] = {}
         self._next_at = 0.0
-        self._estimates: list[float] = []
+        self._estimates: list[tuple[int, float]] = []
 
     @property
     def min_trials(self) -> int:
@@ -46,13 +47,14 @@ class StoppingRule:
         return num_reports >= self._next_at
 
     def estimate_gain(self, trials: Sequence[TrialSnapshot]) -> float | None:
-        """Estimate the gain: the largest of the last estimates.
+        """Estimate the gain: the largest of the last estimates, while the number of trials has grown by a fifth.
 
         Args:
             trials: all trials of the sweep.
 
         Returns:
-            The expected improvement in units of the metric; None while there are too few trials.
+            The expected improvement in units of the metric; None while there are too few trials, or none can be
+            estimated.
         """
         self._next_at = _FACTOR * sum(len(trial.values) for trial in trials)
         losses = {trial.number: self._read_losses(trial) for trial in trials}
@@ -66,26 +68,30 @@ class StoppingRule:
             ObservedCurve(vector, losses[trial.number], has_ended=trial.state not in ("running", "waiting", "paused"))
             for vector, trial in zip(vectors, usable, strict=True)
         ]
-        gain = estimate_gain(
-            self._pool,
-            candidates,
-            curves,
-            max_epochs=self._max_epochs,
-            num_more=len(trials),
-            seed=self._seed + len(self._estimates),
-        )
-        self._estimates.append(gain)
-        return max(self._estimates[-_NUM_AGREEING:]) if len(self._estimates) >= _NUM_AGREEING else None
+        try:
+            gain = estimate_gain(
+                self._pool,
+                candidates,
+                curves,
+                max_epochs=self._max_epochs,
+                num_more=len(trials),
+                seed=self._seed + len(self._estimates),
+            )
+        except torch.linalg.LinAlgError:  # the losses are so different that no model describes them
+            return None
+        self._estimates.append((len(trials), gain))
+        first = len(trials) / _WINDOW
+        covers_window = any(num <= first for num, _ in self._estimates)
+        return max(gain for num, gain in self._estimates if num >= first) if covers_window else None
 
     def _read_losses(self, trial: TrialSnapshot) -> dict[int, float]:
         if trial.state in ("diverged", "failed", "infeasible"):
             return {}
         return {epoch: self._target.to_loss(value) for epoch, value in trial.values.items()}
 
-    def _place(self, trial: TrialSnapshot) -> Candidate:
+    def _place(self, trial: TrialSnapshot) -> Candidate | None:
         if trial.number not in self._candidates:
-            placed = place_values(self._space, trial.params)
-            self._candidates[trial.number] = Candidate(placed.draws, placed.distributions, trial.params)
+            self._candidates[trial.number] = make_candidate(self._space, trial.params)
         return self._candidates[trial.number]
 
 
