@@ -34,7 +34,10 @@ def main(config: DictConfig) -> None:
     plan = build_plan(resolve_finish_by(task))
     if line := describe_fixed_params(task):
         print(line, flush=True)
-    with contextlib.ExitStack() as ray_stack:
+    options = task.config.notify
+    notifier = Notifier(addresses, events=options.events, gap_s=options.gap_s, name=plan.sweep.name)
+    interruptions = (SweepInterruptedError, SyncIncompleteError)
+    with notify_of_end(notifier, interruptions=interruptions), contextlib.ExitStack() as ray_stack:
         if is_new and plan.clock.is_limited:
             plan = plan_within_budget(plan, ray_stack)
         elif plan.sweep.preflight == "only":
@@ -42,13 +45,7 @@ def main(config: DictConfig) -> None:
         if plan.sweep.preflight == "only":
             return
         plan = plan if is_new else limit_resumed_plan(plan)
-        options = plan.task.config.notify
-        notifier = Notifier(addresses, events=options.events, gap_s=options.gap_s, name=plan.sweep.name)
-        with (
-            notify_of_end(notifier, interruption=SweepInterruptedError),
-            sync_sweep_folder(plan.sweep) as mirror,
-            plan.clock.close_at_end(),
-        ):
+        with sync_sweep_folder(plan.sweep) as mirror, plan.clock.close_at_end():
             run_steps(plan, mirror, ray_stack, notifier)
 
 

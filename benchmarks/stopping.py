@@ -3,14 +3,15 @@
     python benchmarks/stopping.py --output benchmarks/results/stopping.json
 
 Searches run on surrogates of recorded trainings, as in benchmarks/search.py, and are never ended early. Whenever the
-rule of `sweep.stop_when` (handpose/sweep/controller/stopping_rule.py) would estimate the gain of as many trials again,
-the estimate is compared with what the best trial gains until there are that many: the best reported value at the last
-epoch gives the trial, and its loss without the differences between seeds counts.
+rule of `sweep.stop_when` (handpose/sweep/controller/stopping_rule.py) would estimate the gain of doubling the number of
+trials, the estimate is compared with what the best trial gains until there are that many: the best reported value at
+the last epoch gives the trial, and its loss without the differences between seeds counts. An estimate after which the
+search does not reach twice as many trials counts in neither table.
 
 The first table has the mean of both by the size of the estimate, with a 95 % bootstrap interval over searches. The
 second has, for values of `sweep.stop_when`, how many searches it would end, after how many trials, how much of the
-slot-time it saves, and what as many trials again would then have gained (mean, and in how many searches more than
-`sweep.stop_when`).
+slot-time it saves, and what doubling the number of trials would then have gained (mean, and in how many searches more
+than `sweep.stop_when`).
 """
 
 import argparse

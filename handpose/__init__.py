@@ -18,5 +18,8 @@ for _switch, _value in (
 ):
     os.environ.setdefault(_switch, _value)
 
-if os.path.basename(sys.argv[0]) in ("tune.py", "train.py", "default_worker.py", "-m"):  # not if a user imports it
+_script = os.path.realpath(sys.argv[0])
+_repository = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+_is_own_script = _script in (os.path.join(_repository, name) for name in ("tune.py", "train.py"))
+if _is_own_script or os.path.basename(_script) == "default_worker.py":  # of Ray; not if a user imports the package
     collect_rarely()  # until the program begins: handpose.program, or a worker's trial

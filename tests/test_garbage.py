@@ -25,14 +25,17 @@ with exit_on_user_error():
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"), [("tune.py", "False False True True True True"), ("mine.py", "True False True False True True")]
-)
-def test_it_is_rare_only_until_a_program_of_this_project_begins(tmp_path, name, shown):
-    (tmp_path / name).write_text(PROGRAM)
+OWN, OTHER = "False False True True True True", "True False True False True True"
+
+
+@pytest.mark.parametrize(("program", "shown"), [("tune.py", OWN), ("mine/tune.py", OTHER), ("default_worker.py", OWN)])
+def test_it_is_rare_only_until_a_program_of_this_project_begins(tmp_path, program, shown):
+    """The package is a link in another folder, as a program of its own would find it there."""
+    (tmp_path / "handpose").symlink_to(REPOSITORY / "handpose")
+    code = f"import sys; sys.argv[0] = {str(REPOSITORY / program)!r}\n{PROGRAM}"
     done = subprocess.run(
-        [sys.executable, str(tmp_path / name)],
-        env={"PYTHONPATH": str(REPOSITORY)},
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,

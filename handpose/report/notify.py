@@ -123,17 +123,18 @@ def open_addresses() -> Any:
 
 
 @contextlib.contextmanager
-def notify_of_end(notifier: Notifier, *, interruption: type[BaseException]) -> Iterator[None]:
+def notify_of_end(notifier: Notifier, *, interruptions: tuple[type[BaseException], ...]) -> Iterator[None]:
     """Notify of the exception with which the block ends, and wait until all messages are sent.
 
     Args:
         notifier: sends the messages.
-        interruption: the exception that says that the sweep was interrupted; any other is a failure.
+        interruptions: the exceptions, besides KeyboardInterrupt, after which the sweep can be resumed; any other is a
+            failure.
     """
     try:
         yield
-    except interruption as error:
-        notifier.send("interrupted", join_lines(error))
+    except (KeyboardInterrupt, *interruptions) as error:
+        notifier.send("interrupted", join_lines(error) or "by Ctrl-C")
         raise
     except Exception as error:
         notifier.send("failed", join_lines(error) or type(error).__name__)

@@ -59,7 +59,8 @@ def format_spent_budget(key: str, amount: float, used: float | None) -> str:
     """
     if key != "sweep.stop_when" or used is None:
         return f"{key}={amount:g} is spent"
-    return f"as many trials again are expected to improve the metric by {used:.2g}, less than {key}={amount:g}"
+    gain = f"doubling the number of trials is expected to improve the metric by only {used:.2g}"
+    return f"{gain}, less than {key}={amount:g}"
 
 
 def _format_rung(reason: Reason, metric: str, outcome: str, epoch: int) -> str:

@@ -113,7 +113,7 @@ def format_status(record: SweepRecord) -> str:
     spent = "its budget is spent; it can be resumed with a larger one"
     if record.expected_gain is not None:
         spent = (
-            "ended because as many trials again were expected to improve the metric by "
+            "ended because doubling the number of trials was expected to improve the metric by "
             f"{record.expected_gain:.2g}, less than sweep.stop_when; it can be resumed with a smaller value"
         )
     how = {

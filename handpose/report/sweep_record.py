@@ -365,7 +365,7 @@ class SweepRecord:
         origin: versions, Git revision, fingerprint of the data, and command line.
         configuration: the composed configuration.
         best: the content of best.yaml.
-        expected_gain: how much as many trials again were expected to improve the metric, if the sweep ended for that.
+        expected_gain: what doubling the number of trials was expected to gain, if the sweep ended for that.
     """
 
     name: str

@@ -116,7 +116,7 @@ class TrialTable:
         objectives: the second objective, or empty.
         end: why the sweep was closed, as in `SweepClosed.reason`; empty while it runs or after it was killed.
         elapsed_s: the sweep's own time when it was closed.
-        expected_gain: how much as many trials again were expected to improve the metric, if it was closed for that.
+        expected_gain: what doubling the number of trials was expected to gain, if it was closed for that.
     """
 
     metric: str

@@ -15,6 +15,7 @@ from handpose.sweep.controller.history import rebuild_history
 from handpose.sweep.driver.resume import change_task, read_recorded_budget
 from handpose.sweep.plan import SweepPlan
 from handpose.sweep.record.events import EVENTS_FILE, Event, SweepClosed, read_events
+from handpose.sweep.record.settings import STOP_WHEN_KEY
 
 _MAX_RESERVE = 0.7
 """Largest part of the time left that is kept for the confirmation and the retraining when a budget has changed."""
@@ -27,8 +28,9 @@ def limit_resumed_plan(plan: SweepPlan) -> SweepPlan:
     """Return the plan of a resumed sweep, whose trials may take what is left of its budget now.
 
     Trials that have finished, or have used up their part of the budget, are continued only if the budget has become
-    larger or more trials are requested. With a larger budget there are more trials, and the confirmation is planned
-    again; what has been confirmed already is kept. Without a budget, the amounts that the user configured apply.
+    larger, or if more trials or another `sweep.stop_when` are requested. With a larger budget there are more trials,
+    and the confirmation is planned again; what has been confirmed already is kept. Without a budget, the amounts that
+    the user configured apply.
 
     Raises:
         UserError: the user asks for more trials, and the budget has no time for them.
@@ -47,7 +49,8 @@ def limit_resumed_plan(plan: SweepPlan) -> SweepPlan:
     wants_more = KEYS["num_trials"] in given
     last = events[-1]
     is_closed = isinstance(last, SweepClosed) and last.reason in ("finished", "spent")
-    if is_closed and not (is_larger or wants_more):
+    # With another sweep.stop_when, trials go on whose time the confirmation and the retraining may have used.
+    if is_closed and not (is_larger or wants_more or STOP_WHEN_KEY in given):
         return plan
     return _limit_trials(plan, events, is_larger=is_larger, wants_more=wants_more)
 

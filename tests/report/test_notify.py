@@ -103,12 +103,16 @@ def test_new_best_trials_in_quick_succession_are_notified_once(addresses, server
 
 @pytest.mark.parametrize(
     ("error", "title"),
-    [(KeyError("a\nb"), "Sweep hands: failed"), (InterruptedError("to resume: x"), "Sweep hands: interrupted")],
+    [
+        (KeyError("a\nb"), "Sweep hands: failed"),
+        (InterruptedError("to resume: x"), "Sweep hands: interrupted"),
+        (KeyboardInterrupt(), "Sweep hands: interrupted"),
+    ],
 )
 def test_the_end_of_a_sweep_by_an_error_is_notified_and_the_error_goes_on(addresses, server, error, title):
     with (
         pytest.raises(type(error)),
-        notify_of_end(make_notifier(addresses), interruption=InterruptedError),
+        notify_of_end(make_notifier(addresses), interruptions=(InterruptedError,)),
     ):
         raise error
     assert [each for each, _ in list_messages(server)] == [title]

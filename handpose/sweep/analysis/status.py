@@ -77,16 +77,21 @@ def summarise_status(folder: Path) -> dict[str, Any]:
     status = _read_status(sweep)
     table, last = status.history.table, status.last
     ranked = table.rank_trials()
-    confirmed, metrics = read_yaml(folder / "confirm" / "confirm.yaml"), folder / "retrain" / "metrics.json"
+    stage = _find_stage(folder, last)
+    is_open = stage == "trials"  # results after an earlier end are out of date
+    metrics = folder / "retrain" / "metrics.json"
+    ended_by = status.history.spent_budget if isinstance(last, SweepClosed) and last.reason == "spent" else None
     left_s = status.make_clock(sweep.time_budget_s).estimate_left_s(table)
     return {
         "format": STATUS_FORMAT,
         "name": sweep.name,
         "state": last.reason if isinstance(last, SweepClosed) else "running",
+        "ended_by": None if ended_by is None else ended_by._asdict(),
+        "stage": stage,
         "silent_s": status.silent_s,
-        "used_s": status.history.at + status.silent_s,
+        "used_s": status.history.at,
         "left_s": left_s,
-        "gpu_hours": table.gpu_hours,
+        "gpu_hours": status.history.count_gpu_hours(status.history.at),
         "num_trials": table.num_trials,
         "max_epochs": table.max_epochs,
         "num_slots": table.num_slots,
@@ -95,9 +100,21 @@ def summarise_status(folder: Path) -> dict[str, Any]:
         "counts": dict(table.count_states()),
         "best": ranked[0].number if ranked else None,
         "trials": [_summarise_trial(row) for _, row in sorted(table.rows.items())],
-        "confirmed": confirmed or None,
-        "retrained": read_json(metrics)["metrics"] if metrics.is_file() else None,
+        "confirmed": None if is_open else read_yaml(folder / "confirm" / "confirm.yaml") or None,
+        "retrained": read_json(metrics)["metrics"] if stage == "done" and metrics.is_file() else None,
     }
+
+
+def _find_stage(folder: Path, last: Event | None) -> str:
+    """Return the step of the sweep, or the one in which its process ended."""
+    if not isinstance(last, SweepClosed) or last.reason not in ("finished", "spent"):
+        return "trials"
+    closed_at = (folder / EVENTS_FILE).stat().st_mtime
+    for name, stage in (("report.html", "done"), ("best.yaml", "retraining")):
+        file = folder / name
+        if file.is_file() and file.stat().st_mtime >= closed_at:
+            return stage
+    return "confirmation"
 
 
 def _summarise_trial(row: TrialRow) -> dict[str, Any]:
@@ -178,7 +195,7 @@ def _describe_progress(sweep_status: _SweepStatus, go_on: str) -> list[str]:
         budget = sweep_status.history.spent_budget
         if reason == "spent" and budget is not None:
             other = "a smaller value" if budget.key == STOP_WHEN_KEY else "a larger one"
-            return [f"{format_spent_budget(*budget)}; to resume with {other}:", f"{go_on} {budget.larger_override}"]
+            return [f"{format_spent_budget(*budget)}; to resume with {other}:", f"{go_on} {budget.resume_override}"]
         return [f"{reason}; to resume:", go_on]
     if sweep_status.last is None or isinstance(sweep_status.last, SweepOpened):
         return ["its workers are starting"]
@@ -225,5 +242,5 @@ def _describe_retraining(folder: Path, metric: str) -> str:
 def _read_config(folder: Path) -> dict[str, Any]:
     config = read_yaml(folder / "sweep.yaml").get("config")
     if not isinstance(config, dict) or not isinstance(config.get("sweep"), dict):
-        raise UserError(f"sweep.status={folder}: there is no sweep.yaml of a sweep in it; give the folder of a sweep")
+        raise UserError(f"{folder} has no sweep: there is no sweep.yaml of a sweep in it; give the folder of a sweep")
     return config

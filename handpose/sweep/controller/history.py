@@ -359,7 +359,7 @@ class History:
 
         Args:
             now: current time, in seconds of the sweep's own time.
-            expected_gain: how much as many trials again are expected to improve the metric; None: it is not known.
+            expected_gain: what doubling the number of trials is expected to gain; None: it is not known.
         """
         budget = self._find_spent_budget(now, expected_gain)
         return None if budget is None else Reason(budget.key, value=budget.used, cutoff=budget.amount)

@@ -21,7 +21,7 @@ _WINDOW = 1.2
 
 
 class StoppingRule:
-    """Estimates how much as many trials again would improve the metric.
+    """Estimates how much doubling the number of trials would improve the metric.
 
     Args:
         space: the search space.

@@ -452,11 +452,11 @@ def describe_spent_budget(
     if budget.key == STOP_WHEN_KEY:
         return (
             f"ended       {format_spent_budget(*budget)}; {num_over} of {table.num_trials} trials have ended. "
-            f"To go on: {format_resume_command(sweep.resume_path)} {budget.larger_override}"
+            f"To go on: {format_resume_command(sweep.resume_path)} {budget.resume_override}"
         )
     is_part = bool(whole) and budget.key in planned
     what = f"the part of {whole} for the trials" if is_part else f"{budget.key}={budget.amount:g}"
     return (
         f"budget      {what} is spent; {num_over} of {table.num_trials} trials have ended. To resume with a larger "
-        f"one: {format_resume_command(sweep.resume_path)} {larger_whole if is_part else budget.larger_override}"
+        f"one: {format_resume_command(sweep.resume_path)} {larger_whole if is_part else budget.resume_override}"
     )

@@ -56,11 +56,13 @@ class SpentBudget(NamedTuple):
     used: float
 
     @property
-    def larger_override(self) -> str:
+    def resume_override(self) -> str:
         """The override with which the sweep can be resumed: twice the amount (or twice what was used, if more).
 
-        Of `sweep.stop_when`, half the gain that was expected.
+        Of `sweep.stop_when`, half the gain that was expected, or null if that was next to nothing.
         """
+        if self.key == STOP_WHEN_KEY and self.used < 1e-3 * self.amount:
+            return f"{self.key}=null"
         amount = self.used / 2 if self.key == STOP_WHEN_KEY else 2 * max(self.amount, self.used)
         return f"{self.key}={amount:.0f}" if amount >= 10 else f"{self.key}={amount:.2g}"
 
@@ -87,7 +89,7 @@ class SweepSettings:
         max_concurrent: maximum number of trials that run at a time; None: as many as fit.
         time_budget_s: seconds that the sweep may run; None: no limit.
         gpu_hours: GPU-hours that the trials may use; None: no limit.
-        stop_when: the sweep ends when as many trials again as it has started are expected to improve the metric by
+        stop_when: the sweep ends when doubling the number of trials is expected to improve the metric by
             less than this, in its unit; None: never.
         seed: seed of the searcher and the scheduler. It is not the seed of the training.
         metric: validation metric to optimise.
@@ -169,7 +171,7 @@ class SweepSettings:
         Args:
             elapsed_s: seconds that the sweep has run so far.
             gpu_hours: GPU-hours that its trials have used so far.
-            expected_gain: how much as many trials again are expected to improve the metric; None: it is not known.
+            expected_gain: what doubling the number of trials is expected to gain; None: it is not known.
 
         Returns:
             The first spent budget; None if no budget is spent.

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from collections import Counter
 from dataclasses import asdict
 
@@ -133,7 +135,7 @@ def test_a_spent_budget_is_told_with_a_command_that_gives_a_larger_one(started_s
 
 
 def test_a_folder_without_a_sweep_is_a_sentence(tmp_path):
-    with pytest.raises(UserError, match=f"sweep.status={tmp_path}: there is no sweep.yaml"):
+    with pytest.raises(UserError, match=f"{tmp_path} has no sweep: there is no sweep.yaml"):
         print_status(tmp_path)
 
 
@@ -177,10 +179,22 @@ def test_it_says_how_the_sweep_ended_and_what_came_after_it(started_sweep, capsy
     (folder / "confirm" / "confirm.yaml").write_text(yaml.safe_dump({"winner": 0, "metric": METRIC}))
     (folder / "retrain").mkdir()
     (folder / "retrain" / "metrics.json").write_text(json.dumps({"metrics": {"test/pa_mpjpe_mm": 9.5}}))
-    found = read_summary(started_sweep, capsys)
+    later = time.time() + 5
+    stages = []
+    for name in ("", "best.yaml", "report.html"):
+        if name:
+            (folder / name).write_text("")
+            os.utime(folder / name, (later, later))
+        found = read_summary(started_sweep, capsys)
+        stages.append(found["stage"])
+    assert stages == ["confirmation", "retraining", "done"]
     assert (found["state"], found["silent_s"], found["left_s"]) == ("finished", 0, 0)
     assert found["confirmed"] == {"winner": 0, "metric": METRIC}
     assert found["retrained"] == {"test/pa_mpjpe_mm": 9.5}
+    assert found["ended_by"] is None
+    started_sweep.start()  # resumed: what came after the earlier end does not count any more
+    found = read_summary(started_sweep, capsys)
+    assert (found["state"], found["stage"], found["confirmed"], found["retrained"]) == ("running", "trials", None, None)
 
 
 def test_a_sweep_that_has_not_started_a_trial_is_summarised_too(started_sweep, capsys):

@@ -112,6 +112,14 @@ def test_trials_that_have_ended_are_not_continued_unless_the_budget_is_larger(li
     assert (plan.clock.decisions.top_k, plan.clock.decisions.seeds) == (1, 1)
 
 
+def test_trials_that_go_on_with_another_stop_when_have_only_what_is_left(limit):
+    """The first plan gave them 400 s, but the confirmation and the retraining have been done in that time."""
+    plan = limit(left_s=5.0, end="spent", overrides=["sweep.stop_when=0.01"], time_budget_s=400.0)
+    assert plan.sweep.time_budget_s == 100 + 1
+    plan = limit(left_s=110.0, end="spent", overrides=["sweep.stop_when=null"], time_budget_s=400.0)
+    assert plan.sweep.time_budget_s == 100 + 50
+
+
 def test_a_larger_budget_gives_more_trials_and_keeps_time_for_what_was_configured(limit):
     plan = limit(left_s=1000.0, end="spent", overrides=["budget.minutes=20"], now=make_budget(minutes=20))
     reserve_s = 6 * 2 * 10 + 20 * 10 + REPORT_S  # 3 configurations with 2 seeds, of 2 epochs; 20 epochs; the report

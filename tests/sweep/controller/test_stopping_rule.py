@@ -20,6 +20,7 @@ from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.controller.stopping_rule import StoppingRule
 from handpose.sweep.driver.run import describe_spent_budget, read_finished_table
 from handpose.sweep.record.events import EVENTS_FILE, SweepClosed, read_events
+from handpose.sweep.record.settings import SpentBudget
 from tests.sweep.whole_sweep import METRIC, RATES, WholeSweep
 
 MANY = ["sweep.num_trials=60", "scheduler=fifo", "searcher.sampler.n_startup_trials=4"]
@@ -27,7 +28,7 @@ MANY = ["sweep.num_trials=60", "scheduler=fifo", "searcher.sampler.n_startup_tri
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """A sweep of at most 60 trials that ends when as many trials again are expected to gain less than 1 mm."""
+    """A sweep of at most 60 trials that ends when doubling the number of trials is expected to gain less than 1 mm."""
     return WholeSweep(tmp_path_factory.mktemp("ended") / "sweep", "sweep.stop_when=1", *MANY).run(last="spent")
 
 
@@ -45,7 +46,9 @@ def test_its_files_are_consistent_and_say_why(ended, capsys):
     assert not audit(ended.folder)
     record = read_sweep(ended.folder)
     assert record.expected_gain == ended.table.expected_gain < 1
-    said = f"as many trials again are expected to improve the metric by {record.expected_gain:.2g}, less than"
+    said = (
+        f"doubling the number of trials is expected to improve the metric by only {record.expected_gain:.2g}, less than"
+    )
     assert f"{said} sweep.stop_when=1; " in describe_spent_budget(ended.sweep, ended.table)
     print_status(ended.folder)
     shown = capsys.readouterr().out
@@ -72,6 +75,20 @@ def test_it_goes_on_with_a_smaller_value_only(ended, stop_when, is_over):
     assert (table is not None) == is_over
     command = describe_spent_budget(settings, table) if table else ""
     assert not is_over or command.endswith(f" sweep.stop_when={ended.table.expected_gain / 2:.2g}")
+
+
+@pytest.mark.parametrize(
+    ("budget", "override"),
+    [
+        (SpentBudget("sweep.stop_when", 1.0, 0.5), "sweep.stop_when=0.25"),
+        (SpentBudget("sweep.stop_when", 1.0, 0.0), "sweep.stop_when=null"),
+        (SpentBudget("sweep.stop_when", 0.1, 6e-15), "sweep.stop_when=null"),
+        (SpentBudget("sweep.gpu_hours", 1.0, 1.5), "sweep.gpu_hours=3"),
+    ],
+)
+def test_the_printed_override_is_one_that_can_be_given(budget, override):
+    assert budget.resume_override == override
+    compose("tune", [override])
 
 
 def test_a_resumed_sweep_that_is_no_longer_to_end_trains_the_rest(tmp_path):
