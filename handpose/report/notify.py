@@ -131,9 +131,10 @@ def notify_of_end(notifier: Notifier, *, interruptions: tuple[type[BaseException
         interruptions: the exceptions, besides KeyboardInterrupt, after which the sweep can be resumed; any other is a
             failure.
     """
+    interrupted: tuple[type[BaseException], ...] = (KeyboardInterrupt, *interruptions)
     try:
         yield
-    except (KeyboardInterrupt, *interruptions) as error:
+    except interrupted as error:
         notifier.send("interrupted", join_lines(error) or "by Ctrl-C")
         raise
     except Exception as error:
