@@ -6,6 +6,7 @@ import json
 import math
 import zipfile
 from dataclasses import replace
+from functools import partial
 
 from hydra.utils import instantiate
 
@@ -19,6 +20,7 @@ from handpose.sweep.controller.controller import SegmentFailure, SweepController
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler, make_searcher
 from handpose.sweep.controller.stopping_rule import make_stopping_rule
+from handpose.sweep.driver.intervention_inbox import InterventionInbox
 from handpose.sweep.driver.recorder import Recorder
 from handpose.sweep.driver.resume import (
     SweepTask,
@@ -87,7 +89,7 @@ class SweepProcess:
         scheduler,
         recipe,
         *,
-        stopping_rule=None,
+        make_rule=None,
         fails=(),
         diverges=(),
         slots=2,
@@ -105,7 +107,7 @@ class SweepProcess:
             log=self.log,
             history=history,
             searcher=searcher,
-            stopping_rule=stopping_rule,
+            make_stopping_rule=make_rule,
             clock=lambda: self.now,
         )
         logs = open_trial_logs(sweep, self.table)
@@ -120,10 +122,17 @@ class SweepProcess:
         self.recorder.restore(self.state.past_events)
         self.state.open(num_slots=slots, gpus=gpus, listener=self.recorder)
         self.running = {}
+        self.notes = []
+        self.inbox = InterventionInbox(sweep.path, self.state, show_note=self.notes.append)
+        self.inbox.process(at_once=True)
 
     def run(self, num_reports=math.inf):
         """Until nothing is left, a budget is spent, or so many epochs are reported."""
         while num_reports > 0 and not self._is_spent():
+            self.inbox.process(at_once=True)
+            for segment, _ in list(self.running.values()):
+                if self.state.is_abandoned(segment):
+                    del self.running[segment.trial]
             while (segment := self.state.next_segment()) is not None:
                 self.now += 0.002
                 if segment.epoch or not self.measures or self._measured(segment):
@@ -131,6 +140,8 @@ class SweepProcess:
             if not self.running and self.state.is_over:
                 return
             self.now += 1.25
+            if not self.running and self.state.history.is_paused:
+                return
             if self.running:
                 num_reports -= self._step(min(self.running, key=lambda number: (self.running[number][1], number)))
             self.recorder._next_write = 0.0
@@ -207,7 +218,7 @@ class WholeSweep:
 
     def resume(self, *given):
         """What `sweep.resume` does before the sweep is opened. given: further overrides."""
-        self.task = load_recorded_task(self.folder, given)
+        self.task = load_recorded_task(self.folder, given, is_steered=True)
         self.sweep = instantiate(self.task.config.sweep)
         save_budgets(self.task)
         return self
@@ -226,8 +237,8 @@ class WholeSweep:
             fingerprint="0123456789abcdef",
             resume=not is_new,
         )
-        rule = make_stopping_rule(sweep, self.task.space)
-        return SweepProcess(sweep, searcher, scheduler, self.recipe, stopping_rule=rule, **self.options)
+        rule = partial(make_stopping_rule, sweep, self.task.space)
+        return SweepProcess(sweep, searcher, scheduler, self.recipe, make_rule=rule, **self.options)
 
     def run(self, num_reports=math.inf, *, stops=(), last="finished", given=()):
         """Run it to its end, or until so many epochs are reported.

@@ -47,7 +47,10 @@ from handpose.sweep.record.events import (
     SegmentStarted,
     SweepClosed,
     SweepOpened,
+    SweepSteered,
     TrialEnded,
+    TrialSteered,
+    interrupts_segment,
     read_events,
 )
 from handpose.sweep.record.settings import SweepSettings, restore_settings
@@ -89,6 +92,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
     )
     constraints = (config.get("searcher") or {}).get("constraints") or {}
     scheduler = restore_scheduler(config.get("scheduler") or {}, settings)
+    selects_only_at_rungs = scheduler is not None and scheduler.selects_only_at_rungs and not course.has_steered_trials
     record = SweepRecord(
         name=settings.name,
         folder=str(folder),
@@ -102,8 +106,8 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         trials=trials,
         ranked=[row.number for row in table.rank_trials()],
         parameters=parameters,
-        rungs=scheduler.rungs if scheduler is not None and scheduler.selects_only_at_rungs else (),
-        selects_only_at_rungs=scheduler is not None and scheduler.selects_only_at_rungs,
+        rungs=scheduler.rungs if scheduler is not None and selects_only_at_rungs else (),
+        selects_only_at_rungs=selects_only_at_rungs,
         fixed=fixed,
         failures=course.failures,
         limits={name: limit for name, limit in constraints.items() if limit is not None},
@@ -134,6 +138,7 @@ class _Timeline:
         segments: trial -> its segments that are over.
         failures: all failures.
         perturbed: trials that the scheduler gave other parameters.
+        has_steered_trials: whether the user has stopped, retried or kept a trial.
     """
 
     at: float = 0.0
@@ -144,6 +149,8 @@ class _Timeline:
     failures: list[FailureRecord] = field(default_factory=list)
     _running: dict[int, tuple[float, int]] = field(default_factory=dict)  # trial -> (start time, epoch)
     perturbed: set[int] = field(default_factory=set)
+    has_steered_trials: bool = False
+    _is_paused: bool = False
 
     def add_event(self, event: Event, metric: str) -> None:
         """Add the next event."""
@@ -151,6 +158,13 @@ class _Timeline:
         match event:
             case SweepOpened():
                 self._end_all_segments(event.at)
+                self._is_paused = False
+            case TrialSteered():
+                self.has_steered_trials = True
+                if event.action == "stop":
+                    self._end_segment(event.trial, event.at, "over")
+            case SweepSteered():
+                self._is_paused = event.action == "pause" or (self._is_paused and event.action != "resume")
             case SegmentStarted():
                 self._running[event.trial] = (event.at, event.epoch)
                 self.max_running = max(self.max_running, len(self._running))
@@ -184,7 +198,7 @@ class _Timeline:
         value = event.metrics.get(metric, math.nan)
         report = EpochReport(event.epoch, event.at, before + event.at - began, value)
         self.reports.setdefault(event.trial, []).append(report)
-        if event.decision != "continue":
+        if event.decision != "continue" or interrupts_segment(event, is_sweep_paused=self._is_paused):
             self._end_segment(event.trial, event.at, "over")
 
     def _end_segment(self, trial: int, at: float, end: Literal["over", "lost"]) -> None:
