@@ -41,6 +41,7 @@ ROOMS = (
     "selection",
     "audit",
     "why",
+    "control",
     "plan",
     "budgeted_plan",
     "resumed_budget",
