@@ -157,6 +157,57 @@ MAKE = {
         .run()
         .finish(retrained=False)
     ),
+    "steered": lambda folder: (
+        WholeSweep(
+            folder,
+            HALVING,
+            PROMOTE,
+            "searcher.points_to_evaluate=[{optimizer.lr: 0.002},{optimizer.lr: 0.003}]",
+            commands=[
+                (1, "add", {"params": {"optimizer.lr": 0.004}}),
+                (2, "keep", {"trial": 1}),
+                (3, "stop", {"trial": 0}),
+                (4, "pause", {}),
+                (5, "resume", {}),
+                (6, "trials", {"limits": {"num_trials": 7}}),
+                (7, "slots", {"limits": {"max_concurrent": 1}}),
+                (8, "budget", {"limits": {"time_budget_s": 500.0}}),
+            ],
+        )
+        .run()
+        .finish(seeds=1, retrained=False)
+    ),
+    "steered_and_killed": lambda folder: (
+        WholeSweep(
+            folder,
+            HALVING,
+            "searcher=random",
+            commands=[
+                (2, "add", {"params": {"heatmap.sigma": 0.05}}),
+                (3, "trials", {"limits": {"num_trials": 8}}),
+                (6, "budget", {"limits": {"time_budget_s": 500.0}}),
+            ],
+        )
+        .run(stops=[(4, "interrupted"), (4, None)], given=["sweep.time_budget_s=900"])
+        .finish(retrained=False)
+    ),
+    "reopened": lambda folder: (
+        WholeSweep(
+            folder,
+            HALVING,
+            "searcher=random",
+            "sweep.max_retries=0",
+            fails={(2, 2): "error"},
+            commands=[
+                (6, "retry", {"trial": 2}),
+                (8, "stop", {"trial": 2}),
+                (9, "keep", {"trial": 2}),
+                (10, "keep", {"trial": 1}),
+            ],
+        )
+        .run()
+        .finish(retrained=False)
+    ),
     "max": lambda folder: (
         WholeSweep(folder, HALVING, "searcher=random", "sweep.metric=val/pck_auc", diverges={(4, 2)})
         .run()

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import math
+import time
 import zipfile
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,7 @@ from handpose.sweep.driver.resume import (
 )
 from handpose.sweep.driver.run import open_trial_logs
 from handpose.sweep.record.events import EVENTS_FILE, EventLog
+from handpose.sweep.record.interventions import InterventionFiles, make_intervention
 from handpose.sweep.record.provenance import collect_provenance
 from handpose.sweep.selection.confirm import (
     CONFIRM_FILE,
@@ -79,7 +81,7 @@ class SweepProcess:
     """A process that runs a sweep, as run.py puts it together, but for Ray.
 
     fails: (trial, epoch) -> kind of failure, of a trial's first stretch. diverges: (trial, epoch). slots: at a time.
-    gpus: of each trial.
+    gpus: of each trial. commands: (number of reports, action, its values), the interventions of a user.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class SweepProcess:
         slots=2,
         measures=False,
         gpus=0.0,
+        commands=(),
     ):
         self.sweep, self.searcher, self.slots, self.measures = sweep, searcher, slots, measures
         self.fails, self.diverges = dict(fails), set(diverges)
@@ -122,6 +125,7 @@ class SweepProcess:
         self.recorder.restore(self.state.past_events)
         self.state.open(num_slots=slots, gpus=gpus, listener=self.recorder)
         self.running = {}
+        self.commands = [each for each in commands if each[0] > self.state.history.num_reports]
         self.notes = []
         self.inbox = InterventionInbox(sweep.path, self.state, show_note=self.notes.append)
         self.inbox.process(at_once=True)
@@ -129,10 +133,7 @@ class SweepProcess:
     def run(self, num_reports=math.inf):
         """Until nothing is left, a budget is spent, or so many epochs are reported."""
         while num_reports > 0 and not self._is_spent():
-            self.inbox.process(at_once=True)
-            for segment, _ in list(self.running.values()):
-                if self.state.is_abandoned(segment):
-                    del self.running[segment.trial]
+            self._steer()
             while (segment := self.state.next_segment()) is not None:
                 self.now += 0.002
                 if segment.epoch or not self.measures or self._measured(segment):
@@ -146,6 +147,17 @@ class SweepProcess:
                 num_reports -= self._step(min(self.running, key=lambda number: (self.running[number][1], number)))
             self.recorder._next_write = 0.0
             self.recorder.refresh()
+
+    def _steer(self):
+        """Give the commands whose time has come, and drop the workers of trials that do not run any more."""
+        while self.commands and self.commands[0][0] <= self.state.history.num_reports:
+            _, action, values = self.commands.pop(0)
+            InterventionFiles(self.sweep.path).write(make_intervention(action, **values))
+            time.sleep(0.002)  # the order of the commands is that of their milliseconds
+        self.inbox.process(at_once=True)
+        for segment, _ in list(self.running.values()):
+            if self.state.is_abandoned(segment):
+                del self.running[segment.trial]
 
     def _is_spent(self):
         return self.state.is_budget_spent()
@@ -213,7 +225,19 @@ class WholeSweep:
         self.origin = collect_provenance(data="0123456789abcdef")
         copy_space(space, folder)
         write_yaml(folder / "sweep.yaml", make_sweep_record(self.task, self.origin))
-        overrides = add_checkpoint_metric(select_training_overrides(self.overrides), config, self.sweep.target)
+        self._make_recipe()
+
+    @classmethod
+    def from_folder(cls, folder, **options):
+        """A sweep that was begun earlier."""
+        sweep = cls.__new__(cls)
+        sweep.folder, sweep.options = folder, options
+        sweep.resume()._make_recipe()
+        return sweep
+
+    def _make_recipe(self):
+        overrides = select_training_overrides(self.task.overrides)
+        overrides = add_checkpoint_metric(overrides, self.task.config, self.sweep.target)
         self.recipe = TrialRecipe(overrides, self.task.locations, 4, 1, 1)
 
     def resume(self, *given):

@@ -103,7 +103,7 @@ def describe_steering(event: TrialSteered | SweepSteered, history: History) -> s
         case "trials":
             return f"the sweep has {history.num_trials} trials, of which {len(history.trials)} have been started"
         case "slots":
-            return f"at most {settings.max_concurrent} trials run at a time; running ones are not ended"
+            return f"the largest number of trials at a time is {settings.max_concurrent}; running ones are not ended"
         case "pause":
             return "no trial starts, and running ones are interrupted when they have saved a checkpoint"
         case "resume":
