@@ -91,6 +91,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         folder, config, trials, fixed_params=kept.get("fixed_params") or {}
     )
     constraints = (config.get("searcher") or {}).get("constraints") or {}
+    # A user who stops or keeps trials selects from those at a rung as well.
     scheduler = None if course.has_steered_trials else restore_scheduler(config.get("scheduler") or {}, settings)
     record = SweepRecord(
         name=settings.name,
