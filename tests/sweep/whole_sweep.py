@@ -142,7 +142,9 @@ class SweepProcess:
                 return
             self.now += 1.25
             if not self.running and self.state.history.is_paused:
-                return
+                if not self.commands:
+                    return
+                self.commands[0] = (0, *self.commands[0][1:])  # no report will come before it
             if self.running:
                 num_reports -= self._step(min(self.running, key=lambda number: (self.running[number][1], number)))
             self.recorder._next_write = 0.0
