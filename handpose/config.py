@@ -408,6 +408,24 @@ def parse_override_value(override: str) -> object:
     return parsed.value()
 
 
+def parse_assignments(items: Sequence[str]) -> dict[str, Any]:
+    """Parse items such as `optimizer.lr=3e-3` as the command line does.
+
+    Returns:
+        Key -> value. A prefix such as `+` is a part of the key.
+
+    Raises:
+        UserError: an item is not key=value with a single value, or a key comes twice.
+    """
+    values: dict[str, Any] = {}
+    for item in items:
+        parsed, key = _parse_override(item), item.partition("=")[0]
+        if parsed.is_delete() or key in values:
+            raise UserError(f"{item!r} is not possible here; write key=value, each key once")
+        values[key] = parsed.value()
+    return values
+
+
 def _parse_override(override: str) -> Override:
     """Parse an override.
 

@@ -23,7 +23,7 @@ LAYERS = [
     {"config"},
     {"program"},
     {"training", "evaluation"},
-    {"search", "schedulers", "sweep", "report", "predict", "export"},
+    {"search", "schedulers", "sweep", "report", "predict", "export", "dashboard"},
 ]
 SIBLINGS = ({"data", "models", "metrics"},)
 ROOMS = (
@@ -42,6 +42,7 @@ ROOMS = (
     "audit",
     "status",
     "why",
+    "control",
     "plan",
     "budgeted_plan",
     "resumed_budget",

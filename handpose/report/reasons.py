@@ -179,6 +179,12 @@ def _format_halt(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
     return f"the sweep is halted: {reason.value:g} trials failed before any had reported"
 
 
+def _format_kept(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
+    return (
+        f"kept by the user, although the scheduler would {reason.subject} it" if reason.subject else "kept by the user"
+    )
+
+
 def _format_other(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
     """Format a rule that only its scheduler knows."""
     parts = [reason.rule if reason.subject is None else f"{reason.rule} ({reason.subject})"]
@@ -221,6 +227,10 @@ _FORMATTERS: dict[str, tuple[_Formatter, tuple[str, ...]]] = {
     "quarantine": _format_words("the node's fault, so it does not count as a retry"),
     "same_failure": _format_words("the same failure would come again"),
     "not_promoted": _format_words("not promoted before the sweep ended"),
+    "kept_by_user": (_format_kept, ()),
+    "stopped_by_user": _format_words("stopped by the user"),
+    "retried_by_user": _format_words("retried by the user"),
+    "sweep_paused": _format_words("the user has paused the sweep"),
     "returned": _format_words("its function returned before the last epoch"),
 }
 """Rule -> function of the reason, the metric, the outcome and the epoch; and the fields that the function needs."""

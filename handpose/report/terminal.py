@@ -118,8 +118,9 @@ class SweepClock:
         left = max(
             _estimate_work_left(table) / table.num_slots, _estimate_longest_left(table)
         )  # if the first is NaN, max returns it
-        if self._time_budget_s is not None:
-            left = min(self._time_budget_s - self.get_used_s(), left)  # if `left` is NaN, min returns the first
+        time_budget_s = table.changed_limits.get("time_budget_s", self._time_budget_s)
+        if time_budget_s is not None:
+            left = min(time_budget_s - self.get_used_s(), left)  # if `left` is NaN, min returns the first
         return max(0.0, left) if math.isfinite(left) else math.nan
 
 

@@ -117,6 +117,8 @@ class TrialTable:
         end: why the sweep was closed, as in `SweepClosed.reason`; empty while it runs or after it was killed.
         elapsed_s: the sweep's own time when it was closed.
         expected_gain: what doubling the number of trials was expected to gain, if it was closed for that.
+        changed_limits: name in the configuration group `sweep` -> value, of the limits that the user has changed since
+            the sweep was last opened.
     """
 
     metric: str
@@ -133,6 +135,7 @@ class TrialTable:
     end: Literal["", "finished", "spent", "interrupted", "halted"] = ""
     elapsed_s: float = 0.0
     expected_gain: float | None = None
+    changed_limits: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def target(self) -> TargetMetric:

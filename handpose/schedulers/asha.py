@@ -161,6 +161,10 @@ class Asha(Fifo):
         if trial in self._paused:
             self._paused.pop(trial).remove_waiting(trial)
 
+    def on_trial_reopen(self, trial: int) -> None:
+        """Count the trial as one that runs, until it pauses at its next rung."""
+        self._running.add(trial)
+
 
 _ROUNDING = 1e-9
 """Tolerance before rounding up: 100 * 1.1 is slightly above 110 in floating point, but means epoch 110."""

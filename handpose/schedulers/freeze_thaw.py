@@ -188,6 +188,11 @@ class FreezeThaw(Fifo):
         self._trials[trial].state = "over"
         self._num_changes += 1
 
+    def on_trial_reopen(self, trial: int) -> None:
+        """Record that the trial is trained again."""
+        self._trials[trial].state = "running"
+        self._num_changes += 1
+
     def _record(self, number: int, epoch: int, loss: float) -> None:
         trial = self._trials[number]
         num_epochs = max(1, epoch - max(trial.losses, default=0))

@@ -78,7 +78,8 @@ class Scheduler(Protocol):
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
         """Decide whether a trial continues, stops or pauses after a report.
 
-        The scheduler assumes that its decision is followed.
+        The scheduler assumes that its decision is followed, unless the user keeps the trial: after `pause`,
+        `on_trial_resume` follows at once, and after `stop` the trial reports further epochs.
 
         Args:
             trial: the number of the trial.
@@ -89,7 +90,8 @@ class Scheduler(Protocol):
     def on_past_result(self, trial: int, epoch: int, loss: float, decision: SchedulerDecision) -> None:
         """Handle a report whose decision was made before the sweep was resumed.
 
-        Called instead of `on_trial_result` if the scheduler does not repeat its decisions.
+        Called instead of `on_trial_result` if the scheduler does not repeat its decisions. It is also called while the
+        sweep runs, with `continue`, for a trial that the user keeps.
 
         Args:
             trial: the number of the trial.
@@ -117,10 +119,18 @@ class Scheduler(Protocol):
     def on_trial_end(self, trial: int) -> None:
         """Handle the end of a trial that diverged, failed for good, or ended without a decision of the scheduler.
 
-        It never runs again, and no other trial resumes from its checkpoints. Its reports still count.
+        It does not run again unless the user wants it, and no other trial resumes from its checkpoints. Its reports
+        still count.
 
         Args:
             trial: the number of the trial.
+        """
+
+    def on_trial_reopen(self, trial: int) -> None:
+        """Handle a trial that goes on after its end, because the user retries or keeps it. It reports further epochs.
+
+        Args:
+            trial: the number of the trial, which had ended by a decision of the scheduler or by `on_trial_end`.
         """
 
 
@@ -165,4 +175,7 @@ class Fifo:
         """Do nothing."""
 
     def on_trial_end(self, trial: int) -> None:
+        """Do nothing."""
+
+    def on_trial_reopen(self, trial: int) -> None:
         """Do nothing."""

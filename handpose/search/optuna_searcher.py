@@ -44,6 +44,7 @@ from handpose.search.points import (
     draw_trial,
     find_finite_points,
     order_grid_points,
+    place_added_point,
     place_values,
 )
 from handpose.search.prior_sampler import (
@@ -88,6 +89,7 @@ _MAX_RANDOM_DRAWS = 20
 _PRIOR_PROBABILITY = 0.2
 _NUM_PRIOR_DRAWS = 2
 """The number of draws from the prior for one proposal, before the sampler is asked."""
+_ADDED_ORIGIN = "added by the user"
 _PLAN_ATTRIBUTE = "plan"
 _WARM_START_ATTRIBUTE = "warm_start"
 """User attributes of the study.
@@ -160,6 +162,8 @@ class OptunaSearcher(Searcher):
     ) -> None:
         self._repeats = repeats
         self._epoch_seconds: dict[int, float] = {}
+        self._defaults = defaults
+        self._added_numbers: set[int] = set()
         self._prior_probability = _parse_prior_probability(prior_probability) if space.priors else 0.0
         self.constraints = parse_limits(constraints or {})
         self._space, self._name, self._seed, self._second_objective = space, name, seed, second_objective
@@ -239,7 +243,7 @@ class OptunaSearcher(Searcher):
         if number < len(self._trial_ids):
             params = self._repeat_suggestion(number)
         else:
-            index = number - self.first_number
+            index = self._find_place(number)
             point = self._first_points[index] if index < len(self._first_points) else None
             if point is None and self._make_sampler is None:
                 return None
@@ -248,13 +252,60 @@ class OptunaSearcher(Searcher):
         self._next_number = max(self._next_number or 0, number + 1)
         return params
 
+    def check_point(self, params: Mapping[str, Any]) -> None:
+        """Check a configuration that the user adds.
+
+        Raises:
+            UserError: it is not in the space; or it has been tried, or will be, and would give the same training.
+        """
+        if self._make_sampler is None:
+            raise UserError("add: searcher=grid tries every configuration of the search space")
+        draws = place_added_point(self._space, params, self._defaults)
+        complete = place_values(self._space, {**self._defaults, **draws})
+        is_decided = not (complete.out_of_range or complete.missing)
+        if is_decided and not self._repeats and self._is_tried(complete.params, besides_imported=True):
+            raise UserError("add: a trial of the sweep has this configuration, and would give the same training again")
+
+    def suggest_point(self, number: int, params: Mapping[str, Any]) -> Params | None:
+        """Return the parameters of the trial with the next number, with the values that the user has added.
+
+        Parameters that are left out have their default values, or are drawn if those are out of range.
+
+        Args:
+            number: the number of the trial, counted from `first_number`.
+            params: configuration key -> value.
+
+        Returns:
+            Configuration key -> value; None if the number was used for a proposal before a crash.
+
+        Raises:
+            UserError: the space fails. Nothing is stored.
+        """
+        if number < len(self._trial_ids):
+            if self._get_trial(number).user_attrs.get(ORIGIN_ATTRIBUTE) != _ADDED_ORIGIN:
+                return None
+            suggested = self._repeat_suggestion(number)
+        else:
+            draws = place_added_point(self._space, params, self._defaults)
+            view = self._make_view()
+            trial, suggested = self._draw_trial(view, number, draws, self._build_sampler(number))
+            trial.set_user_attr(ORIGIN_ATTRIBUTE, _ADDED_ORIGIN)
+            self._store_trial(number, trial)
+        self._added_numbers.add(number)
+        self._next_number = max(self._next_number or 0, number + 1)
+        return suggested
+
+    def _find_place(self, number: int) -> int:
+        """Return how many trials the searcher itself has proposed before the one with this number."""
+        return number - self.first_number - sum(added < number for added in self._added_numbers)
+
     def explain_suggestion(self, number: int) -> str:
         """Return the origin that the study stores with the trial. Studies of earlier versions have none."""
         return str(self._get_trial(number).user_attrs.get(ORIGIN_ATTRIBUTE, super().explain_suggestion(number)))
 
     def on_trial_update(self, trial: TrialSnapshot) -> None:
         """Store what has changed in a trial, unless it has ended in the study."""
-        self._record_seconds(trial)
+        self._record_unstored(trial)
         self._update_trial(self._get_trial(trial.number), trial)
 
     def restore_trials(self, trials: Iterable[TrialSnapshot]) -> None:
@@ -269,7 +320,7 @@ class OptunaSearcher(Searcher):
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
         expected = {trial.number: trial for trial in trials}
         for number in sorted(expected):
-            self._record_seconds(expected[number])
+            self._record_unstored(expected[number])
             if number < len(stored):
                 self._update_trial(stored[number], expected[number])
             else:
@@ -303,18 +354,7 @@ class OptunaSearcher(Searcher):
             number: the number of the trial.
             point: draws that are fixed, by name.
         """
-        directions = self._storage.get_study_directions(self._study_id)
-        view = SamplerView(
-            directions,
-            lambda: show_trials(
-                self._storage.get_all_trials(self._study_id, deepcopy=False),
-                directions[0],
-                second_objective=self._second_objective,
-                constraints=self.constraints,
-                completes_infeasible=self._completes_infeasible,
-                max_ended=self._max_ended,
-            ),
-        )
+        view = self._make_view()
         decided = [None] * self._num_draws if point is None else [point, point, *[None] * self._num_draws]
         num_from_prior = _NUM_PRIOR_DRAWS if point is None and self._chooses_prior(number, view) else 0
         decided = [*[None] * num_from_prior, *decided]
@@ -337,6 +377,21 @@ class OptunaSearcher(Searcher):
         pending.set_user_attr(ORIGIN_ATTRIBUTE, f"{what}, because {type(sampler).__name__} repeated earlier trials")
         return pending, params
 
+    def _make_view(self) -> SamplerView:
+        """Make the view of the study in which a sampler draws a trial."""
+        directions = self._storage.get_study_directions(self._study_id)
+        return SamplerView(
+            directions,
+            lambda: show_trials(
+                self._storage.get_all_trials(self._study_id, deepcopy=False),
+                directions[0],
+                second_objective=self._second_objective,
+                constraints=self.constraints,
+                completes_infeasible=self._completes_infeasible,
+                max_ended=self._max_ended,
+            ),
+        )
+
     def _chooses_prior(self, number: int, view: SamplerView) -> bool:
         """Return whether the trial with this number is drawn from the prior of the space."""
         if not self._prior_probability:
@@ -358,7 +413,7 @@ class OptunaSearcher(Searcher):
         """Return the origin of a point that was decided before the trial was proposed."""
         if self._make_sampler is None:
             return "the next point of the grid"
-        index = number - self.first_number
+        index = self._find_place(number)
         return self._origins[index] if index < len(self._origins) else "a point to try first"
 
     def _draw_trial(
@@ -484,8 +539,10 @@ class OptunaSearcher(Searcher):
                 self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
         self._set_state(trial, *self._get_outcome(snapshot.state, values, costs))
 
-    def _record_seconds(self, snapshot: TrialSnapshot) -> None:
-        """Remember how long an epoch of a trial takes, for a sampler that asks for it. The study does not store it."""
+    def _record_unstored(self, snapshot: TrialSnapshot) -> None:
+        """Remember what the study does not store: how long an epoch takes, and whether the user has added the trial."""
+        if snapshot.is_added:
+            self._added_numbers.add(snapshot.number)
         if snapshot.seconds and snapshot.values:
             self._epoch_seconds[snapshot.number] = snapshot.seconds / max(snapshot.values)
 

@@ -97,6 +97,20 @@ def list_first_points(space: Space, first: Sequence[Mapping[str, Any]], defaults
     return [*([default] if default else []), *(_place_first_point(space, entry, defaults) for entry in first)]
 
 
+def place_added_point(space: Space, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Params:
+    """Return the draws of a configuration that the user adds to a running sweep, by name.
+
+    Args:
+        space: the search space.
+        entry: configuration key -> value, as an entry of `first` in `list_first_points`.
+        defaults: configuration key -> default value.
+
+    Raises:
+        UserError: it is not in the space.
+    """
+    return _place_first_point(space, entry, defaults, place="add")
+
+
 def find_most_probable_point(space: Space, defaults: Mapping[str, Any]) -> Params:
     """Return the draws with the values of the space's priors, and the default values of other parameters.
 
@@ -275,18 +289,18 @@ def _matches(point: Params, one: Params) -> bool:
     return all(is_same(point[name], value) for name, value in one.items())
 
 
-def _place_first_point(space: Space, entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> Params:
+def _place_first_point(
+    space: Space, entry: Mapping[str, Any], defaults: Mapping[str, Any], *, place: str = "searcher.points_to_evaluate"
+) -> Params:
     placed = place_values(space, {**defaults, **entry})
     for key, value in entry.items():
         if key in placed.out_of_range:
             raise UserError(
-                f"searcher.points_to_evaluate: {key}={value} is out of range; {space.file} has "
+                f"{place}: {key}={value} is out of range; {space.file} has "
                 f"{_format_range(space, key, placed.distributions[key])}"
             )
         if key not in placed.draws and not (key in placed.params and is_equal(placed.params[key], value)):
-            raise UserError(
-                f"searcher.points_to_evaluate: {space.file} does not search {key}{_suggest_key(key, placed.draws)}"
-            )
+            raise UserError(f"{place}: {space.file} does not search {key}{_suggest_key(key, placed.draws)}")
     return placed.drop_draws([*placed.out_of_range, *placed.missing])
 
 

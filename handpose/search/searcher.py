@@ -20,6 +20,7 @@ class TrialSnapshot(NamedTuple):
         values: epoch -> metric. A value of a diverged trial may be infinite or NaN.
         costs: the measured costs by name.
         seconds: how long it has been trained in all, with the starts of its segments; 0 if it is not known.
+        is_added: whether the user has added it while the sweep ran, so that `suggest` did not choose its parameters.
     """
 
     number: int
@@ -28,6 +29,7 @@ class TrialSnapshot(NamedTuple):
     values: Mapping[int, float]
     costs: Mapping[str, float] = {}
     seconds: float = 0.0
+    is_added: bool = False
 
 
 class Searcher:
@@ -94,10 +96,36 @@ class Searcher:
         """
         raise NotImplementedError
 
+    def check_point(self, params: Mapping[str, Any], /) -> None:
+        """Check a configuration that the user adds to the running sweep. This changes nothing.
+
+        Args:
+            params: configuration key -> value. Keys may be left out.
+
+        Raises:
+            UserError: the searcher cannot use it. By default it never can.
+        """
+        raise UserError(f"{type(self).__name__} cannot try a configuration that is given while the sweep runs")
+
+    def suggest_point(self, number: int, params: Mapping[str, Any], /) -> Params | None:
+        """Use a configuration that the user has added, and `check_point` has accepted, for a new trial.
+
+        When the sweep is resumed, the last number may be asked for again.
+
+        Args:
+            number: the number of the trial.
+            params: configuration key -> value.
+
+        Returns:
+            All parameters of the trial; None if `suggest` has been called for this number before a crash. Then the
+            number belongs to that proposal.
+        """
+        raise NotImplementedError
+
     def explain_suggestion(self, number: int, /) -> str:
         """Return where the parameters of a trial come from, in a few words; by default the name of the class.
 
-        Called after `suggest`. The sweep stores the words; nothing depends on them.
+        Called after `suggest` or `suggest_point`. The sweep stores the words; nothing depends on them.
 
         Args:
             number: the number of the trial.
@@ -105,7 +133,10 @@ class Searcher:
         return type(self).__name__
 
     def on_trial_update(self, trial: TrialSnapshot, /) -> None:
-        """Learn from a trial that has changed. The same snapshot may come again, and must then change nothing."""
+        """Learn from a trial that has changed. The same snapshot may come again, and must then change nothing.
+
+        A trial that has ended may go on, if the user retries or keeps it.
+        """
 
     def restore_trials(self, trials: Sequence[TrialSnapshot], /) -> None:
         """Learn from all trials that the sweep has when it is started or resumed. Called before any other method."""

@@ -15,6 +15,6 @@ Its rooms, lowest first; each imports only from those above it here, and from ha
     audit/       whether all files of a sweep agree
 
 `plan` puts them together: a sweep as it is going to run. `budgeted_plan` makes it fit into a budget, and
-`resumed_budget` does so again when it is resumed. `why` prints the story of a trial. Only execution/ and trainable/
-know Ray.
+`resumed_budget` does so again when it is resumed. `why` prints the story of a trial, and `control` gives commands to a
+running sweep. Only execution/ and trainable/ know Ray.
 """

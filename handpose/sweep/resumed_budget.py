@@ -37,7 +37,7 @@ def limit_resumed_plan(plan: SweepPlan) -> SweepPlan:
     """
     clock, events = plan.clock, read_events(plan.sweep.path / EVENTS_FILE)
     decisions = clock.decisions
-    given = {override_key(item) for item in list_task_overrides()}
+    given = {override_key(item) for item in list_task_overrides()} | plan.task.steered.keys()
     decisions.planned_keys = [key for key in decisions.planned_keys if key not in given]
     is_larger = _is_larger(read_recorded_budget(plan.sweep.path), instantiate_key(plan.task.config, "budget"))
     if is_larger or given & set(_CONFIRM_KEYS):

@@ -7,9 +7,17 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from handpose.schedulers.scheduler import SegmentStart
 from handpose.search.space import load_space
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
-from tests.schedulers.test_schedulers import compute_cost, drive_scheduler, list_completed, list_reports, replay_calls
+from tests.schedulers.test_schedulers import (
+    PARAMS,
+    compute_cost,
+    drive_scheduler,
+    list_completed,
+    list_reports,
+    replay_calls,
+)
 
 TWO = "sweep.second_objective=latency_ms"
 
@@ -77,3 +85,26 @@ def test_a_scheduler_that_changes_parameters_says_so(scheduler):
         for fresh, calls in drive_all(scheduler, seed=seed, num_trials=8):
             starts = [args[0] for method, args, *_ in calls if method == "on_trial_resume"]
             assert fresh().perturbs_params or all(start.params is None for start in starts)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_trial_that_the_user_keeps_or_resumes_after_its_end_reports_to_the_last_epoch(scheduler, is_kept):
+    """What the sweep calls: a kept trial is resumed at once after a pause, and goes on after a stop."""
+    for more in ((), (TWO,)):
+        if more and not configured(scheduler)().supports_two_objectives:
+            continue
+        made = configured(scheduler, *more)()
+        for trial in range(8):
+            made.on_trial_start(trial, PARAMS)
+            made.on_trial_cost(trial, 1.0 + trial)
+        for epoch in range(1, 10):
+            for trial in range(8):
+                if trial == 7 and epoch == 2 and not is_kept:
+                    made.on_trial_end(trial)
+                    made.on_trial_reopen(trial)
+                loss = 10.0 + trial - 0.1 * epoch
+                if not made.repeats_decisions:
+                    made.on_past_result(trial, epoch, loss, "continue")
+                elif made.on_trial_result(trial, epoch, loss) == "pause":
+                    made.on_trial_resume(SegmentStart(trial))
+        assert made.choose_trial_to_resume(can_start_trial=False) is None

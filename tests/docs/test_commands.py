@@ -285,6 +285,7 @@ RUNS = {
     "python -m handpose.sweep.audit": [SWEEP],
     "python -m handpose.sweep.why": [SWEEP, "0"],
     "python -m handpose.sweep.status": [SWEEP, "--json"],
+    "python -m handpose.sweep.control": [SWEEP],
     "python train.py best=": [f"{SWEEP}/best.yaml", "trainer.max_epochs=1"],
     "python -m handpose.evaluation --checkpoint": [CHECKPOINT, "--split", "val"],
     "python -m handpose.data.synthetic --sheet": ["sheet.png", "--num", "4"],

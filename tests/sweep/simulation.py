@@ -5,6 +5,7 @@ import math
 import random
 from dataclasses import replace
 
+from handpose.errors import UserError
 from handpose.report.trial_table import TrialTable, make_second_objectives
 from handpose.search.searcher import Searcher
 from handpose.sweep.controller.controller import SweepController
@@ -24,6 +25,13 @@ class FakeSearcher(Searcher):
     def suggest(self, number):
         generator = random.Random(number)
         return {"optimizer.lr": 10 ** generator.uniform(-4, -1), "model.decoder.depth": generator.randrange(1, 6)}
+
+    def check_point(self, params):
+        if set(params) != {"optimizer.lr"}:
+            raise UserError("only the learning rate can be given")
+
+    def suggest_point(self, number, params):
+        return {**self.suggest(number), **params}
 
     def on_trial_update(self, trial):
         self.told[trial.number] = "waits" if trial.state in ("waiting", "paused") else trial.state

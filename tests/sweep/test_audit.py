@@ -157,6 +157,57 @@ MAKE = {
         .run()
         .finish(retrained=False)
     ),
+    "steered": lambda folder: (
+        WholeSweep(
+            folder,
+            HALVING,
+            PROMOTE,
+            "searcher.points_to_evaluate=[{optimizer.lr: 0.002},{optimizer.lr: 0.003}]",
+            commands=[
+                (1, "add", {"params": {"optimizer.lr": 0.004}}),
+                (2, "keep", {"trial": 1}),
+                (3, "stop", {"trial": 0}),
+                (4, "pause", {}),
+                (5, "resume", {}),
+                (6, "trials", {"limits": {"num_trials": 7}}),
+                (7, "slots", {"limits": {"max_concurrent": 1}}),
+                (8, "budget", {"limits": {"time_budget_s": 500.0}}),
+            ],
+        )
+        .run()
+        .finish(seeds=1, retrained=False)
+    ),
+    "steered_and_killed": lambda folder: (
+        WholeSweep(
+            folder,
+            HALVING,
+            "searcher=random",
+            commands=[
+                (2, "add", {"params": {"heatmap.sigma": 0.05}}),
+                (3, "trials", {"limits": {"num_trials": 8}}),
+                (6, "budget", {"limits": {"time_budget_s": 500.0}}),
+            ],
+        )
+        .run(stops=[(4, "interrupted"), (4, None)], given=["sweep.time_budget_s=900"])
+        .finish(retrained=False)
+    ),
+    "reopened": lambda folder: (
+        WholeSweep(
+            folder,
+            HALVING,
+            "searcher=random",
+            "sweep.max_retries=0",
+            fails={(2, 2): "error"},
+            commands=[
+                (6, "retry", {"trial": 2}),
+                (8, "stop", {"trial": 2}),
+                (9, "keep", {"trial": 2}),
+                (10, "keep", {"trial": 1}),
+            ],
+        )
+        .run()
+        .finish(retrained=False)
+    ),
     "max": lambda folder: (
         WholeSweep(folder, HALVING, "searcher=random", "sweep.metric=val/pck_auc", diverges={(4, 2)})
         .run()
@@ -1089,6 +1140,52 @@ FAULTS = [
     ("stop", "sweep.yaml", truncate, r"sweep.yaml"),
     ("stop", "search_space/stop_space.yaml", replace_text("1e-2", "1e-3"), r"stop_space.yaml"),
     ("stop", "search_space/stop_space.yaml", remove_line(1), r"stop_space.yaml"),
+    # interventions of the user
+    (
+        "steered",
+        EVENTS,
+        remove_line(event="sweep_steered", action="add"),
+        r"suggests trial 2 for the intervention \S+, which is not waiting",
+    ),
+    ("steered", EVENTS, remove_line(event="trial_steered", action="stop"), r"trials.csv: trial 0 has reason"),
+    (
+        "reopened",
+        EVENTS,
+        remove_line(event="trial_steered", action="keep", trial=1),
+        r"has 'segment_started' of trial 1, which is stopped",
+    ),
+    ("steered", EVENTS, repeat_line(event="trial_steered", action="keep"), r"executes the intervention \S+ again"),
+    (
+        "steered",
+        EVENTS,
+        change_event("trial", 2, event="trial_steered", action="keep"),
+        r"records the decision|but the promotion|'pause'",
+    ),
+    (
+        "steered",
+        EVENTS,
+        change_event("limits|num_trials", 9, event="sweep_steered", action="trials"),
+        r"finishes the sweep, but 2 trials have not been started",
+    ),
+    (
+        "steered",
+        EVENTS,
+        change_event("limits", {"seed": 9}, event="sweep_steered", action="budget"),
+        r"which may change only time_budget_s, gpu_hours, stop_when",
+    ),
+    (
+        "steered",
+        EVENTS,
+        change_event("params|optimizer.lr", 0.006, event="sweep_steered", action="add"),
+        r"trial 2 was enqueued with .*0.004.*, but the user has added .*0.006",
+    ),
+    ("steered", EVENTS, change_event("added_by", "", event="trial_suggested", trial=2), r"added comes next"),
+    (
+        "steered",
+        EVENTS,
+        remove_line(event="sweep_steered", action="resume"),
+        r"starts trial \d, but the user has paused the sweep",
+    ),
 ]
 
 
@@ -1113,6 +1210,8 @@ def test_the_sweeps_have_all_that_can_become_of_a_trial(swept):
         "segment_failed",
         "trial_ended",
         "sweep_closed",
+        "trial_steered",
+        "sweep_steered",
     }
 
 

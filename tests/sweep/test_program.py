@@ -135,6 +135,27 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(swept, sta
     assert np.array_equal(*predictions)
 
 
+def test_a_trial_is_stopped_from_another_shell(start):
+    folder = start.folder / "outputs" / "sweeps" / "steered"
+    events = folder / "events.jsonl"
+    process = start("sweep.name=steered", "sweep.confirm.seeds=0", "sweep.retrain=false")
+    try:
+        _wait_until(lambda: events.is_file() and '"epoch": 1, ' in events.read_text())
+        command = [sys.executable, "-m", "handpose.sweep.control", str(folder), "stop", "0"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "accepted: trial 0 is stopped\n", "")
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert "stop 0: trial 0 is stopped" in out + err
+    trials = pd.read_csv(folder / "trials.csv").set_index("number")
+    assert trials.loc[0, "state"] == "stopped"
+    assert "complete" in set(trials["state"])
+    assert trials.loc[0, "reason"] == "stopped by the user"
+    assert not audit(folder)
+
+
 def _wait_until(condition):
     deadline = time.monotonic() + 120
     while not condition():

@@ -4,8 +4,10 @@ import contextlib
 import gzip
 import json
 import math
+import time
 import zipfile
 from dataclasses import replace
+from functools import partial
 
 from hydra.utils import instantiate
 
@@ -19,6 +21,7 @@ from handpose.sweep.controller.controller import SegmentFailure, SweepController
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler, make_searcher
 from handpose.sweep.controller.stopping_rule import make_stopping_rule
+from handpose.sweep.driver.intervention_inbox import InterventionInbox
 from handpose.sweep.driver.recorder import Recorder
 from handpose.sweep.driver.resume import (
     SweepTask,
@@ -30,6 +33,7 @@ from handpose.sweep.driver.resume import (
 )
 from handpose.sweep.driver.run import open_trial_logs
 from handpose.sweep.record.events import EVENTS_FILE, EventLog
+from handpose.sweep.record.interventions import InterventionFiles, make_intervention
 from handpose.sweep.record.provenance import collect_provenance
 from handpose.sweep.selection.confirm import (
     CONFIRM_FILE,
@@ -77,7 +81,7 @@ class SweepProcess:
     """A process that runs a sweep, as run.py puts it together, but for Ray.
 
     fails: (trial, epoch) -> kind of failure, of a trial's first stretch. diverges: (trial, epoch). slots: at a time.
-    gpus: of each trial.
+    gpus: of each trial. commands: (number of reports, action, its values), the interventions of a user.
     """
 
     def __init__(
@@ -87,13 +91,14 @@ class SweepProcess:
         scheduler,
         recipe,
         *,
-        stopping_rule=None,
+        make_rule=None,
         notifier=None,
         fails=(),
         diverges=(),
         slots=2,
         measures=False,
         gpus=0.0,
+        commands=(),
     ):
         self.sweep, self.searcher, self.slots, self.measures = sweep, searcher, slots, measures
         self.fails, self.diverges = dict(fails), set(diverges)
@@ -106,7 +111,7 @@ class SweepProcess:
             log=self.log,
             history=history,
             searcher=searcher,
-            stopping_rule=stopping_rule,
+            make_stopping_rule=make_rule,
             clock=lambda: self.now,
         )
         logs = open_trial_logs(sweep, self.table)
@@ -122,10 +127,15 @@ class SweepProcess:
         self.recorder.restore(self.state.past_events)
         self.state.open(num_slots=slots, gpus=gpus, listener=self.recorder)
         self.running = {}
+        self.commands = [each for each in commands if each[0] > self.state.history.num_reports]
+        self.notes = []
+        self.inbox = InterventionInbox(sweep.path, self.state, show_note=self.notes.append)
+        self.inbox.process(at_once=True)
 
     def run(self, num_reports=math.inf):
         """Until nothing is left, a budget is spent, or so many epochs are reported."""
         while num_reports > 0 and not self._is_spent():
+            self._steer()
             while (segment := self.state.next_segment()) is not None:
                 self.now += 0.002
                 if segment.epoch or not self.measures or self._measured(segment):
@@ -133,10 +143,25 @@ class SweepProcess:
             if not self.running and self.state.is_over:
                 return
             self.now += 1.25
+            if not self.running and self.state.history.is_paused:
+                if not self.commands:
+                    return
+                self.commands[0] = (0, *self.commands[0][1:])  # no report will come before it
             if self.running:
                 num_reports -= self._step(min(self.running, key=lambda number: (self.running[number][1], number)))
             self.recorder._next_write = 0.0
             self.recorder.refresh()
+
+    def _steer(self):
+        """Give the commands whose time has come, and drop the workers of trials that do not run any more."""
+        while self.commands and self.commands[0][0] <= self.state.history.num_reports:
+            _, action, values = self.commands.pop(0)
+            InterventionFiles(self.sweep.path).write(make_intervention(action, **values))
+            time.sleep(0.002)  # the order of the commands is that of their milliseconds
+        self.inbox.process(at_once=True)
+        for segment, _ in list(self.running.values()):
+            if self.state.is_abandoned(segment):
+                del self.running[segment.trial]
 
     def _is_spent(self):
         return self.state.is_budget_spent()
@@ -204,12 +229,24 @@ class WholeSweep:
         self.origin = collect_provenance(data="0123456789abcdef")
         copy_space(space, folder)
         write_yaml(folder / "sweep.yaml", make_sweep_record(self.task, self.origin))
-        overrides = add_checkpoint_metric(select_training_overrides(self.overrides), config, self.sweep.target)
+        self._make_recipe()
+
+    @classmethod
+    def from_folder(cls, folder, **options):
+        """A sweep that was begun earlier."""
+        sweep = cls.__new__(cls)
+        sweep.folder, sweep.options = folder, options
+        sweep.resume()._make_recipe()
+        return sweep
+
+    def _make_recipe(self):
+        overrides = select_training_overrides(self.task.overrides)
+        overrides = add_checkpoint_metric(overrides, self.task.config, self.sweep.target)
         self.recipe = TrialRecipe(overrides, self.task.locations, 4, 1, 1)
 
     def resume(self, *given):
         """What `sweep.resume` does before the sweep is opened. given: further overrides."""
-        self.task = load_recorded_task(self.folder, given)
+        self.task = load_recorded_task(self.folder, given, is_steered=True)
         self.sweep = instantiate(self.task.config.sweep)
         save_budgets(self.task)
         return self
@@ -228,8 +265,8 @@ class WholeSweep:
             fingerprint="0123456789abcdef",
             resume=not is_new,
         )
-        rule = make_stopping_rule(sweep, self.task.space)
-        return SweepProcess(sweep, searcher, scheduler, self.recipe, stopping_rule=rule, **self.options)
+        rule = partial(make_stopping_rule, sweep, self.task.space)
+        return SweepProcess(sweep, searcher, scheduler, self.recipe, make_rule=rule, **self.options)
 
     def run(self, num_reports=math.inf, *, stops=(), last="finished", given=()):
         """Run it to its end, or until so many epochs are reported.

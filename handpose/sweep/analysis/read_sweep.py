@@ -47,7 +47,10 @@ from handpose.sweep.record.events import (
     SegmentStarted,
     SweepClosed,
     SweepOpened,
+    SweepSteered,
     TrialEnded,
+    TrialSteered,
+    interrupts_segment,
     read_events,
 )
 from handpose.sweep.record.settings import SweepSettings, restore_settings
@@ -88,7 +91,8 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         folder, config, trials, fixed_params=kept.get("fixed_params") or {}
     )
     constraints = (config.get("searcher") or {}).get("constraints") or {}
-    scheduler = restore_scheduler(config.get("scheduler") or {}, settings)
+    # A user who stops or keeps trials selects from those at a rung as well.
+    scheduler = None if course.has_steered_trials else restore_scheduler(config.get("scheduler") or {}, settings)
     record = SweepRecord(
         name=settings.name,
         folder=str(folder),
@@ -134,6 +138,7 @@ class _Timeline:
         segments: trial -> its segments that are over.
         failures: all failures.
         perturbed: trials that the scheduler gave other parameters.
+        has_steered_trials: whether the user has stopped, retried or kept a trial.
     """
 
     at: float = 0.0
@@ -144,6 +149,8 @@ class _Timeline:
     failures: list[FailureRecord] = field(default_factory=list)
     _running: dict[int, tuple[float, int]] = field(default_factory=dict)  # trial -> (start time, epoch)
     perturbed: set[int] = field(default_factory=set)
+    has_steered_trials: bool = False
+    _is_paused: bool = False
 
     def add_event(self, event: Event, metric: str) -> None:
         """Add the next event."""
@@ -151,6 +158,13 @@ class _Timeline:
         match event:
             case SweepOpened():
                 self._end_all_segments(event.at)
+                self._is_paused = False
+            case TrialSteered():
+                self.has_steered_trials = True
+                if event.action == "stop":
+                    self._end_segment(event.trial, event.at, "over")
+            case SweepSteered():
+                self._is_paused = event.action == "pause" or (self._is_paused and event.action != "resume")
             case SegmentStarted():
                 self._running[event.trial] = (event.at, event.epoch)
                 self.max_running = max(self.max_running, len(self._running))
@@ -184,7 +198,7 @@ class _Timeline:
         value = event.metrics.get(metric, math.nan)
         report = EpochReport(event.epoch, event.at, before + event.at - began, value)
         self.reports.setdefault(event.trial, []).append(report)
-        if event.decision != "continue":
+        if event.decision != "continue" or interrupts_segment(event, is_sweep_paused=self._is_paused):
             self._end_segment(event.trial, event.at, "over")
 
     def _end_segment(self, trial: int, at: float, end: Literal["over", "lost"]) -> None:

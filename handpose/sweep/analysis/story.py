@@ -16,8 +16,12 @@ from handpose.sweep.record.events import (
     SegmentStarted,
     SweepClosed,
     SweepOpened,
+    SweepSteered,
+    TrialAction,
     TrialEnded,
+    TrialSteered,
     TrialSuggested,
+    interrupts_segment,
 )
 
 _VERBS: Mapping[Decision, str] = {
@@ -28,10 +32,16 @@ _VERBS: Mapping[Decision, str] = {
     "diverged": "diverged",
     "infeasible": "infeasible",
 }
-_RULES_WITHOUT_VALUE = ("max_epochs", "turn")
+_RULES_WITHOUT_VALUE = ("max_epochs", "turn", "kept_by_user")
 """Rules whose sentence has neither the epoch nor the value of the metric."""
 
 _RULE_OF_EVERY_EPOCH = "median"
+
+_STEERED: Mapping[TrialAction, str] = {
+    "stop": "stopped by the user",
+    "retry": "retried by the user: waits for a slot",
+    "keep": "kept by the user: it trains to sweep.max_epochs",
+}
 
 
 class StoryEvents:
@@ -40,13 +50,18 @@ class StoryEvents:
     def __init__(self) -> None:
         self._events: dict[int, list[Event]] = {}
         self._running: set[int] = set()
+        self._is_paused = False
 
     def add(self, event: Event) -> None:
         """Add the next event of the sweep."""
+        if isinstance(event, SweepSteered):
+            self._add_pause(event)
+            return
         if isinstance(event, (SweepOpened, SweepClosed)):
             for number in self._running & self._events.keys():
                 self._events[number].append(event)
             self._running.clear()
+            self._is_paused = False
             return
         if isinstance(event, NodeQuarantined):
             for number in self._events.keys() & set(event.trials):
@@ -60,6 +75,17 @@ class StoryEvents:
             self._running.add(event.trial)
         elif isinstance(event, (SegmentFailed, TrialEnded)) or getattr(event, "decision", "continue") != "continue":
             self._running.discard(event.trial)
+        elif isinstance(event, TrialSteered):
+            self._running -= {event.trial} if event.action == "stop" else set()
+        elif isinstance(event, EpochReported) and interrupts_segment(event, is_sweep_paused=self._is_paused):
+            self._running.discard(event.trial)
+
+    def _add_pause(self, event: SweepSteered) -> None:
+        """Add the begin or the end of a pause to the trials that run. No other change of a sweep concerns them."""
+        if event.action in ("pause", "resume"):
+            self._is_paused = event.action == "pause"
+            for number in self._running & self._events.keys():
+                self._events[number].append(event)
 
     def get(self, trial: int) -> Sequence[Event]:
         """Return the events of a trial, in order; empty if there is no such trial."""
@@ -68,6 +94,10 @@ class StoryEvents:
     def forget(self, trial: int) -> None:
         """Remove the events of a trial."""
         self._events.pop(trial, None)
+
+    def restore(self, trial: int, events: Sequence[Event]) -> None:
+        """Set all events of a trial that was forgotten."""
+        self._events[trial] = list(events)
 
     def list_trials(self) -> list[int]:
         """Return the numbers of the trials, ascending."""
@@ -117,6 +147,7 @@ class _Story:
         last_rule: the rule by which the last line says that the trial continues; empty if it says something else.
         note: the last note of a report.
         is_running: whether a segment of the trial is running.
+        is_sweep_paused: whether the user has paused the sweep.
         num_segments: number of segments started so far.
     """
 
@@ -128,6 +159,7 @@ class _Story:
     last_rule: str = ""
     note: str = ""
     is_running: bool = False
+    is_sweep_paused: bool = False
     num_segments: int = 0
 
     def add(self, event: Event, *, node: str) -> None:
@@ -144,8 +176,13 @@ class _Story:
             self.num_segments += 1
         elif isinstance(event, TrialSuggested):
             self.params = event.params
+        elif isinstance(event, SweepSteered):
+            self.is_sweep_paused = event.action == "pause"
+        elif isinstance(event, TrialSteered):
+            self.is_running = self.is_running and event.action != "stop"
         elif not isinstance(event, (CostsMeasured, NodeQuarantined)) or getattr(event, "decision", "") == "infeasible":
             self.is_running = False
+            self.is_sweep_paused = self.is_sweep_paused and not isinstance(event, SweepOpened)
 
     def finish(self) -> list[StoryLine]:
         """Return the lines; for a running trial, the last one has its newest report."""
@@ -160,6 +197,11 @@ class _Story:
             self.lines.append(StoryLine(event.at, f"epoch {event.epoch}: {event.note}"))
             self.last_rule = ""
         self.note = event.note
+        if interrupts_segment(event, is_sweep_paused=self.is_sweep_paused):
+            text = f"epoch {event.epoch}: {self._format_value(event)}; waiting: the user has paused the sweep"
+            self.lines.append(StoryLine(event.at, text))
+            self.last_rule, self.is_running, self.is_sweep_paused = "", False, False
+            return
         if event.decision == "continue" and event.reason is None:
             return
         rule = event.reason.rule if event.reason is not None and event.decision == "continue" else ""
@@ -198,6 +240,10 @@ class _Story:
                 yield f"node {event.node} is quarantined because of failures of the trials {numbers}"
             case TrialEnded():
                 yield _join(event.state, event.cause or format_reason(event.reason, self.metric, outcome=event.state))
+            case TrialSteered():
+                yield _STEERED[event.action]
+            case SweepSteered():
+                yield "the user has paused the sweep" if event.action == "pause" else "the user has resumed the sweep"
             case SweepOpened() if self.is_running:
                 yield "waiting: the process that ran the sweep ended"
             case SweepClosed() if self.is_running:

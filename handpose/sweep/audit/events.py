@@ -27,10 +27,13 @@ from handpose.sweep.record.events import (
     SegmentStarted,
     SweepClosed,
     SweepOpened,
+    SweepSteered,
     TrialEnded,
+    TrialSteered,
     TrialSuggested,
     scan_event_lines,
 )
+from handpose.sweep.record.interventions import BUDGET_LIMITS
 from handpose.sweep.record.settings import STOP_WHEN_KEY, SweepSettings
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, make_run_name
 from handpose.sweep.storage.checkpoint_files import FolderFiles
@@ -38,6 +41,14 @@ from handpose.sweep.storage.retention import describe_checkpoint
 
 FINAL_REASONS: tuple[CloseReason, ...] = ("finished", "spent")
 """Reasons for closing a sweep after which a winner is selected."""
+
+_ALLOWED_LIMITS: Mapping[str, tuple[str, ...]] = {
+    "add": ("num_trials",),
+    "trials": ("num_trials",),
+    "slots": ("max_concurrent",),
+    "budget": BUDGET_LIMITS,
+}
+"""Intervention -> names of the limits that it may change."""
 
 _FORMAT_WITH_SPENT = 3
 """First format of the events in which a sweep with a spent budget is not closed as `finished`.
@@ -275,6 +286,8 @@ class _EventChecker:
                 self._check_ended(event, is_last=not following, is_closing=is_closing)
             case SweepClosed():
                 self._check_closed(event)
+            case TrialSteered() | SweepSteered():
+                self._check_steered(event)
         self._check_and_apply(line, event)
         self._record_result(event)
         self._last = event
@@ -313,6 +326,8 @@ class _EventChecker:
             table = copy(history.table)
             table.rows = deepcopy(history.table.rows)
             replayed.final_tables.append(table)
+        if isinstance(event, SweepSteered):
+            return  # it changes no row
         changed = history.trials if isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed)) else (event.trial,)
         for number in changed:
             after = copy(history.trials[number].row)
@@ -360,6 +375,9 @@ class _EventChecker:
         number, name = self._expected.first_number + len(history.trials), f"suggests trial {event.trial}"
         self._require(event.trial == number, f"{name}, but the next trial is {number}", Lost)
         self._require(history.can_start_trial, f"{name}, but the sweep has only {history.num_trials} trials")
+        due = history.added[0].intervention if history.added else ""
+        if event.added_by != due and not (event.added_by == "" and isinstance(self._last, SweepOpened)):
+            self._add(Wrong, f"{name}, but the configuration that intervention {due} added comes next")
         self._check_no_retry_is_due("suggests a new trial")
         promoted = history.choose_trial_to_resume()
         if promoted is not None:
@@ -525,6 +543,25 @@ class _EventChecker:
         if rest and halts != (rest[0] == SweepClosed(rest[0].at, "halted")):
             problem = "must be halted, but is not" if halts else "is halted, but must not be"
             self._add(Wrong, f"records a failure of trial {event.trial}, after which the sweep {problem}")
+
+    def _check_steered(self, event: TrialSteered | SweepSteered) -> None:
+        """Check the limits that an intervention sets. Whether it was possible, the history has checked."""
+        if isinstance(event, TrialSteered):
+            return
+        history, said = self._history, f"has the intervention {event.action!r} with {dict(event.limits)}"
+        allowed = _ALLOWED_LIMITS.get(event.action, ())
+        self._require(
+            set(event.limits) <= set(allowed), f"{said}, which may change only {', '.join(allowed) or 'nothing'}"
+        )
+        is_added = event.action == "add"
+        self._require(is_added == (event.params is not None), f"{said} and the configuration {event.params}")
+        num_trials, num_points = event.limits.get("num_trials"), self._expected.num_points
+        if num_trials is not None and num_points is not None:
+            self._require(num_trials <= num_points, f"{said}, but the space has only {num_points} configurations")
+        if is_added:
+            wanted = max(history.num_trials, len(history.trials) + len(history.added) + 1)
+            is_right = (num_trials or history.num_trials) == wanted
+            self._require(is_right, f"{said}, but the sweep then has {wanted} trials")
 
     def _check_ended(self, event: TrialEnded, *, is_last: bool, is_closing: bool) -> None:
         row = self._history.table.rows[event.trial]

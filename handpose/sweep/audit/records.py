@@ -29,7 +29,7 @@ from handpose.plain_values import is_same
 from handpose.report.tensorboard import ABSENT, EPOCHS, NOT_OVER, SECONDS, STATE, to_column_value
 from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.search.distributions import parse_label
-from handpose.search.points import find_finite_points, place_values
+from handpose.search.points import find_finite_points, place_added_point, place_values
 from handpose.search.searcher import TrialSnapshot
 from handpose.search.space import Params, Space, YamlSpace
 from handpose.search.study import (
@@ -52,6 +52,7 @@ from handpose.sweep.record.events import (
     SegmentStarted,
     SweepClosed,
     SweepOpened,
+    SweepSteered,
     TrialSuggested,
 )
 from handpose.sweep.record.settings import SweepSettings
@@ -244,7 +245,7 @@ def audit_study(audited: AuditedSweep, replayed: ReplayResult, study: optuna.Stu
     label = f"study/{JOURNAL_FILE}" if is_journal else "the study"
     yield from _audit_study_settings(audited, study, label)
     if task.config.searcher.sampler is not None:  # a grid is enumerated in its own order
-        yield from _audit_plan(study, first_number=first, space=task.space, label=label)
+        yield from _audit_plan(study, replayed, audited, label=label)
     yield from _audit_study_trials(audited, replayed, study, label)
     if is_journal:
         file = audited.settings.path / "study" / JOURNAL_FILE
@@ -326,14 +327,23 @@ def _audit_dates(trials: Sequence[FrozenTrial], replayed: ReplayResult, label: s
         yield Wrong(f"{label}: {said}, but according to {EVENTS_FILE} the sweep took {last - first:.0f} s")
 
 
-def _audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: str) -> Iterator[AuditFinding]:
+def _audit_plan(
+    study: optuna.Study, replayed: ReplayResult, audited: AuditedSweep, *, label: str
+) -> Iterator[AuditFinding]:
     """Check draws that were decided before their trial was proposed.
 
-    They must be those of the study's plan, and the trial must have them.
+    They must be those of the study's plan, or those that the user has added, and the trial must have them.
     """
     points = study.user_attrs.get("plan", {}).get("points", [])
+    first_number, space = get_first_number(study), audited.task.space
+    added = _place_added_points(replayed, audited)
     list_points = cache(partial(find_finite_points, space))  # a Python space is called for each of its points
-    for index, trial in enumerate(study.get_trials(deepcopy=False)[first_number:]):
+    own = [trial for trial in study.get_trials(deepcopy=False)[first_number:] if trial.number not in added]
+    for number, draws in added.items():
+        decided = study.get_trials(deepcopy=False)[number].system_attrs.get(_DECIDED, draws)
+        if not is_same(decided, draws):
+            yield Wrong(f"{label}: trial {number} was enqueued with {decided}, but the user has added {draws}")
+    for index, trial in enumerate(own):
         decided = trial.system_attrs.get(_DECIDED)
         if decided is None:  # the sampler drew all of its values
             continue
@@ -346,6 +356,17 @@ def _audit_plan(study: optuna.Study, *, first_number: int, space: Space, label: 
             yield Wrong(f"{place_of} was enqueued with {decided}, but the plan of the study has {points[index]}")
         elif index >= len(points) and list_points() is None:
             yield Lost(f"{place_of} was enqueued with {decided}, which is not in the plan of the study")
+
+
+def _place_added_points(replayed: ReplayResult, audited: AuditedSweep) -> dict[int, Params]:
+    """Return the draws that were decided for the trials which the user has added."""
+    task, events = audited.task, [event for _, event in replayed.events]
+    params = {event.intervention: event.params for event in events if isinstance(event, SweepSteered)}
+    suggested = [event for event in events if isinstance(event, TrialSuggested) and event.added_by]
+    return {
+        event.trial: place_added_point(task.space, params.get(event.added_by) or {}, task.defaults)
+        for event in suggested
+    }
 
 
 _DECIDED = "fixed_params"
@@ -389,7 +410,24 @@ def _audit_study_params(place_of: str, trial: FrozenTrial, suggested: Params, sp
 def _audit_study_outcome(
     place_of: str, trial: FrozenTrial, history: TrialHistory, audited: AuditedSweep, replayed: ReplayResult
 ) -> Iterator[AuditFinding]:
-    snapshot = snapshot_trial(history)
+    snapshots = [snapshot_trial(history)]
+    if history.reopened_from is not None:  # a study does not store what follows the end of a trial
+        snapshots.insert(0, _snapshot_before_reopening(history))
+    findings = [list(_compare_outcome(place_of, trial, each, audited, replayed)) for each in snapshots]
+    if all(findings):
+        yield from findings[0]
+
+
+def _snapshot_before_reopening(history: TrialHistory) -> TrialSnapshot:
+    assert history.reopened_from is not None
+    (state, epoch), snapshot = history.reopened_from, snapshot_trial(history)
+    values = {each: value for each, value in snapshot.values.items() if each <= epoch}
+    return snapshot._replace(state=state, values=values)
+
+
+def _compare_outcome(
+    place_of: str, trial: FrozenTrial, snapshot: TrialSnapshot, audited: AuditedSweep, replayed: ReplayResult
+) -> Iterator[AuditFinding]:
     finite = {epoch: value for epoch, value in snapshot.values.items() if math.isfinite(value)}
     for epoch in sorted({*finite, *trial.intermediate_values}):
         ours, theirs = finite.get(epoch), trial.intermediate_values.get(epoch)
@@ -528,6 +566,8 @@ def _list_expected_acts(replayed: ReplayResult, limits: Mapping[str, float]) -> 
         if isinstance(event, (SweepOpened, SweepClosed)) or not hasattr(event, "trial"):
             continue
         number = event.trial
+        if number in states and states[number].is_finished():  # the user has resumed a trial after its end
+            continue
         if isinstance(event, TrialSuggested):
             states[number], params[number] = TrialState.RUNNING, dict(event.params)
             yield "created", -1, 0
@@ -546,7 +586,9 @@ def _list_expected_acts(replayed: ReplayResult, limits: Mapping[str, float]) -> 
                 yield "value", number, event.epoch
         row, second = replayed.get_row(number, index), replayed.history.table.objectives
         if row.is_over:
-            snapshot = snapshot_trial(replayed.history.trials[number])
+            history = replayed.history.trials[number]
+            is_reopened = history.reopened_from is not None
+            snapshot = _snapshot_before_reopening(history) if is_reopened else snapshot_trial(history)
             state, _ = _get_expected_outcome(snapshot, second[0].name if second else None)
             yield from move(number, state)
         elif row.state != "running" and not isinstance(event, TrialSuggested):

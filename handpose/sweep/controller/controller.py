@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from handpose.errors import UserError
 from handpose.report.trial_table import TrialRow, TrialState
 from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import SegmentStart
 from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.sweep.controller.history import History, TrialHistory
 from handpose.sweep.controller.slots import NodeCapacity
+from handpose.sweep.controller.steering import describe_steering, make_steering_event
 from handpose.sweep.controller.stopping_rule import StoppingRule
 from handpose.sweep.record.events import (
     CheckpointRecord,
@@ -34,9 +36,11 @@ from handpose.sweep.record.events import (
     SegmentStarted,
     SweepClosed,
     SweepOpened,
+    SweepSteered,
     TrialEnded,
     TrialSuggested,
 )
+from handpose.sweep.record.interventions import Intervention, InterventionAnswer
 from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, TrialSegment, make_run_name
 
@@ -75,7 +79,8 @@ class SweepController:
         log: the event log. The events in it are checked and replayed.
         history: an empty history.
         searcher: proposes parameters and stores the study.
-        stopping_rule: estimates whether further trials are worth it; None: the sweep does not ask.
+        make_stopping_rule: makes the rule that estimates whether further trials are worth it. It is called when
+            `sweep.stop_when` is first needed; None: the sweep does not ask.
         clock: returns the time in seconds.
 
     Attributes:
@@ -95,7 +100,7 @@ class SweepController:
         log: EventLog,
         history: History,
         searcher: Searcher,
-        stopping_rule: StoppingRule | None = None,
+        make_stopping_rule: Callable[[], StoppingRule] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.history = history
@@ -104,7 +109,8 @@ class SweepController:
         self._settings = settings
         self._log = log
         self._searcher = searcher
-        self._stopping_rule = stopping_rule
+        self._make_stopping_rule = make_stopping_rule
+        self._stopping_rule: StoppingRule | None = None
         self._expected_gain: float | None = None
         self._num_slots = 0
         self._capacity = NodeCapacity()
@@ -158,7 +164,8 @@ class SweepController:
             The segment to run now; None if all slots are in use or nothing can run at the moment.
         """
         history = self.history
-        if self.is_closed or len(history.live["running"]) >= self._num_slots:
+        num_slots = min(self._num_slots, history.settings.max_concurrent or self._num_slots)
+        if self.is_closed or history.is_paused or len(history.live["running"]) >= num_slots:
             return None
         ready = history.find_trial_to_retry(self.elapsed_s())
         if ready is not None:
@@ -207,10 +214,14 @@ class SweepController:
 
     def _suggest_trial(self) -> int:
         number = self._searcher.first_number + len(self.history.trials)
-        params = self._searcher.suggest(number)
+        added = self.history.added[0] if self.history.added else None
+        params = None if added is None else self._searcher.suggest_point(number, added.params)
+        if params is None:  # nothing was added, or the number has been proposed before a crash
+            params, added = self._searcher.suggest(number), None
         assert params is not None, "a grid has one point for each trial"
         origin = self._searcher.explain_suggestion(number)
-        self._record_event(TrialSuggested(self.elapsed_s(), number, params, origin))
+        added_by = "" if added is None else added.intervention
+        self._record_event(TrialSuggested(self.elapsed_s(), number, params, origin, added_by))
         return number
 
     def _start_segment(self, start: SegmentStart, reason: Reason | None = None) -> TrialSegment:
@@ -355,9 +366,32 @@ class SweepController:
             if not trial.row.is_over:
                 self._searcher.on_trial_update(snapshot_trial(trial))
 
+    def steer(self, given: Intervention) -> InterventionAnswer:
+        """Execute an intervention of the user, unless it is refused. Each one must be given once."""
+        try:
+            event = make_steering_event(given, at=self.elapsed_s(), history=self.history, searcher=self._searcher)
+        except UserError as refusal:
+            return InterventionAnswer(False, str(refusal))
+        self._record_event(event)
+        return InterventionAnswer(True, describe_steering(event, self.history))
+
+    def is_current(self, segment: TrialSegment) -> bool:
+        """Return whether a segment is the newest one of its trial: a trial that was stopped may have been retried."""
+        return self.history.trials[segment.trial].num_segments == segment.segment_number
+
+    def is_abandoned(self, segment: TrialSegment) -> bool:
+        """Return whether a worker trains a segment in vain, because the trial does not run any more."""
+        is_running = self.history.trials[segment.trial].row.state == "running"
+        return not (self.is_closed or (self.is_current(segment) and is_running))
+
     def is_budget_spent(self) -> bool:
         """Return whether a budget is used up, or further trials are expected to gain less than `sweep.stop_when`."""
-        rule = self._stopping_rule
+        if self.is_closed or self.history.explain_budget(self.elapsed_s(), self._expected_gain) is not None:
+            return True
+        needs_rule = self.history.settings.stop_when is not None
+        if needs_rule and self._stopping_rule is None and self._make_stopping_rule is not None:
+            self._stopping_rule = self._make_stopping_rule()
+        rule = self._stopping_rule if needs_rule else None
         if rule is not None and rule.is_due(self.history.num_reports):
             snapshots = [snapshot_trial(trial) for trial in self.history.trials.values()]
             self._expected_gain = rule.estimate_gain(snapshots)
@@ -374,7 +408,9 @@ class SweepController:
         self._log.append(event)
         self.history.apply(event)
         trial = (
-            None if isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed)) else self.history.trials[event.trial]
+            None
+            if isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed, SweepSteered))
+            else self.history.trials[event.trial]
         )
         if trial is not None and not isinstance(event, TrialSuggested):
             self._searcher.on_trial_update(snapshot_trial(trial))
@@ -422,4 +458,5 @@ def snapshot_trial(trial: TrialHistory) -> TrialSnapshot:
         dict(trial.values),
         dict(trial.row.costs),
         trial.row.seconds,
+        trial.is_added,
     )

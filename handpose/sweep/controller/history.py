@@ -29,9 +29,13 @@ from handpose.sweep.record.events import (
     SegmentStarted,
     SweepClosed,
     SweepOpened,
+    SweepSteered,
+    TrialAction,
     TrialEnded,
+    TrialSteered,
     TrialSuggested,
     get_kind,
+    interrupts_segment,
 )
 from handpose.sweep.record.settings import STOP_WHEN_KEY, SpentBudget, SweepSettings
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles
@@ -51,8 +55,28 @@ _STATE_AFTER_DECISION: Mapping[Decision, TrialState] = {
 _STATES_BEFORE_EVENT: Mapping[type, tuple[TrialState, ...]] = {
     SegmentStarted: ("waiting", "paused"),
     TrialEnded: ("running", "waiting", "paused"),
+    TrialSteered: ("running", "waiting", "paused", "stopped", "failed"),
 }
 """States in which a trial may be before an event. Before all other events of a trial it must be running."""
+
+
+_STEERED_REASONS: Mapping[TrialAction, Reason] = {
+    "stop": Reason("stopped_by_user"),
+    "retry": Reason("retried_by_user"),
+    "keep": Reason("kept_by_user"),
+}
+
+
+class AddedPoint(NamedTuple):
+    """A configuration that the user has added and that has not been started yet.
+
+    Attributes:
+        intervention: id of the intervention that added it.
+        params: configuration key -> value, as the user gave them.
+    """
+
+    intervention: str
+    params: Params
 
 
 class ExplainedDecision(NamedTuple):
@@ -124,6 +148,11 @@ class TrialHistory:
         gpus: GPUs that it holds; None: as many as other trials.
         segment_gpus: GPUs that its running or last segment holds.
         is_perturbed: whether population based training has changed its parameters.
+        is_added: whether the user has added it; the searcher did not propose it.
+        is_kept: whether the user keeps it: the scheduler neither stops nor pauses it.
+        is_stopped_by_user: whether the user has stopped it.
+        reopened_from: its state and its epoch when the user first resumed it after its end; None if that has not
+            happened. The searcher has learnt from it up to there.
     """
 
     row: TrialRow
@@ -137,6 +166,10 @@ class TrialHistory:
     gpus: float | None = None
     segment_gpus: float = 0.0
     is_perturbed: bool = False
+    is_added: bool = False
+    is_kept: bool = False
+    is_stopped_by_user: bool = False
+    reopened_from: tuple[TrialState, int] | None = None
     _segment_started_at: float = 0.0
     _seconds_before_segment: float = 0.0
 
@@ -184,6 +217,10 @@ class History:
         retention: the checkpoints that are kept.
         gpus: GPUs that each trial holds, unless it has its own value.
         health: health of the nodes since the sweep was last opened.
+        settings: the settings of the sweep, with the limits that the user has changed while it runs.
+        is_paused: whether the user has paused the sweep.
+        added: the configurations that the user has added and that have not been started yet, in order.
+        interventions: ids of the interventions of the user that have been executed.
     """
 
     def __init__(
@@ -209,7 +246,11 @@ class History:
             get_loss=lambda trial: self._target.to_loss(self.table.get_value(self.table.rows[trial])),
             is_running=lambda trial: self.table.rows[trial].state in ("running", "waiting"),
         )
-        self._settings = settings
+        self.settings = settings
+        self.is_paused = False
+        self.added: list[AddedPoint] = []
+        self.interventions: set[str] = set()
+        self._initial_settings = settings
         self._scheduler = scheduler
         self.gpus = 0.0
         self.health = NodeHealth(settings.quarantine_after_failures)
@@ -244,16 +285,23 @@ class History:
             return ExplainedDecision("diverged", Reason("divergence_factor", value=value, cutoff=limit))
         self._scheduler.reason = None
         decision = self._decide_by_scheduler(number, epoch, self._target.to_loss(value), past)
-        if epoch >= self._settings.max_epochs:
-            return ExplainedDecision("complete", Reason("max_epochs", cutoff=self._settings.max_epochs))
+        if epoch >= self.settings.max_epochs:
+            return ExplainedDecision("complete", Reason("max_epochs", cutoff=self.settings.max_epochs))
         return ExplainedDecision(decision, self._to_metric_units(self._scheduler.reason))
 
     def _decide_by_scheduler(self, number: int, epoch: int, loss: float, past: Decision | None) -> SchedulerDecision:
-        if past is None or self._repeats_decisions:
-            return self._scheduler.on_trial_result(number, epoch, loss)
-        taken: SchedulerDecision = past if past in ("continue", "pause", "stop") else "continue"
-        self._scheduler.on_past_result(number, epoch, loss, taken)
-        return taken
+        is_kept = self.trials[number].is_kept
+        if not self._repeats_decisions and (is_kept or past is not None):
+            taken: SchedulerDecision = past if past in ("pause", "stop") and not is_kept else "continue"
+            self._scheduler.on_past_result(number, epoch, loss, taken)
+            return taken
+        decision = self._scheduler.on_trial_result(number, epoch, loss)
+        if not is_kept or decision == "continue":
+            return decision
+        self._scheduler.reason = Reason("kept_by_user", subject=decision)
+        if decision == "pause":  # the trial goes on as one that is resumed at once
+            self._scheduler.on_trial_resume(SegmentStart(number))
+        return "continue"
 
     @property
     def _repeats_decisions(self) -> bool:
@@ -300,11 +348,11 @@ class History:
         if kind in _BLAMELESS_FAILURES:
             return RetryDecision(True, trial.gpus, Reason("blameless"))
         if halts:
-            return RetryDecision(True, trial.gpus, Reason("halt", value=self._settings.stop_after_failures))
+            return RetryDecision(True, trial.gpus, Reason("halt", value=self.settings.stop_after_failures))
         if quarantines:
             return RetryDecision(True, trial.gpus, Reason("quarantine"))
         comes_again = kind == "gpu_memory" or (kind == "user_error" and self.num_reports)
-        max_retries = 0 if comes_again else self._settings.max_retries
+        max_retries = 0 if comes_again else self.settings.max_retries
         num_counted = trial.num_failures - self.health.count_excused_failures(number)
         if num_counted <= max_retries and self.health.is_excusable(node, number):
             return RetryDecision(True, trial.gpus, Reason("node"))
@@ -325,7 +373,7 @@ class History:
         """
         if self.num_reports or kind in _BLAMELESS_FAILURES:
             return False
-        return len(self._failed_before_any_report | {number}) >= self._settings.stop_after_failures
+        return len(self._failed_before_any_report | {number}) >= self.settings.stop_after_failures
 
     def choose_trial_to_resume(self) -> SegmentStart | None:
         """Ask the scheduler which paused trial to resume next; None if there is none."""
@@ -335,6 +383,43 @@ class History:
         """Ask the scheduler why it resumes the trial that `choose_trial_to_resume` has just returned."""
         explain = getattr(self._scheduler, "explain_resume", None)  # an extension need not derive from Fifo
         return None if explain is None else self._to_metric_units(explain(start))
+
+    @property
+    def perturbs_params(self) -> bool:
+        """Whether the scheduler changes the parameters of trials."""
+        return self._scheduler.perturbs_params
+
+    def find_refusal(self, event: TrialSteered | SweepSteered) -> str:
+        """Explain why the user cannot intervene so in the present state of the sweep; empty if it is possible."""
+        if isinstance(event, SweepSteered):
+            return self._find_sweep_refusal(event)
+        if event.trial not in self.trials:
+            numbers = sorted(self.trials)
+            has = f"its trials are {numbers[0]} to {numbers[-1]}" if numbers else "it has not started a trial yet"
+            return f"the sweep has no trial {event.trial}; {has}"
+        trial = self.trials[event.trial]
+        state, name = trial.row.state, f"trial {event.trial}"
+        if event.action == "stop":
+            return f"{name} is {state}; only a trial that has not ended can be stopped" if trial.row.is_over else ""
+        if event.action == "retry":
+            if state == "failed" or trial.is_stopped_by_user:
+                return ""
+            hint = "; keep trains it to the end" if state == "stopped" else ""
+            return f"{name} is {state}; only a trial that has failed, or that you have stopped, can be retried{hint}"
+        if trial.is_kept and not trial.row.is_over:
+            return f"{name} is kept already"
+        if trial.row.is_over and state != "stopped":
+            hint = "; use retry" if state == "failed" else ""
+            return f"{name} is {state}; only a trial that has not ended, or was stopped, can be kept{hint}"
+        return ""
+
+    def _find_sweep_refusal(self, event: SweepSteered) -> str:
+        if event.action in ("pause", "resume") and self.is_paused == (event.action == "pause"):
+            return "the sweep is paused already" if self.is_paused else "the sweep is not paused"
+        num_trials, num_begun = event.limits.get("num_trials"), len(self.trials) + len(self.added)
+        if event.action == "trials" and num_trials is not None and num_trials < num_begun:
+            return f"the sweep has {num_begun} trials already; give at least this number"
+        return ""
 
     def count_gpu_hours(self, now: float) -> float:
         """Return the GPU-hours used by all segments. Those of a killed process are counted up to its last event.
@@ -365,7 +450,7 @@ class History:
         return None if budget is None else Reason(budget.key, value=budget.used, cutoff=budget.amount)
 
     def _find_spent_budget(self, now: float, expected_gain: float | None) -> SpentBudget | None:
-        return self._settings.find_spent_budget(
+        return self.settings.find_spent_budget(
             elapsed_s=now, gpu_hours=self.count_gpu_hours(now), expected_gain=expected_gain
         )
 
@@ -379,7 +464,7 @@ class History:
 
     def _find_divergence_limit(self, number: int) -> float | None:
         """Return the value beyond which the trial has diverged; None if there is no limit."""
-        factor, best = self._settings.divergence_factor, self.trials[number].best_value
+        factor, best = self.settings.divergence_factor, self.trials[number].best_value
         if factor is None or not best > 0:  # no factor makes 0 or a negative value worse
             return None
         return factor * best if self._target.mode == "min" else best / factor
@@ -418,7 +503,7 @@ class History:
         Raises:
             UserError: the event contradicts those before it, or this version of the project decides differently.
         """
-        place = f"{self._settings.path / 'events.jsonl'}: line {line}"
+        place = f"{self.settings.path / 'events.jsonl'}: line {line}"
         impossible = self.find_contradiction(event)
         if impossible:
             raise UserError(f"{place} {impossible}; restore the file from a copy")
@@ -434,16 +519,26 @@ class History:
 
     def find_contradiction(self, event: Event) -> str:
         """Explain why an event cannot follow those before it; empty if it can."""
-        if isinstance(event, TrialSuggested) and event.trial in self.trials:
-            return f"suggests trial {event.trial} again"
-        if isinstance(event, (SweepOpened, TrialSuggested, NodeQuarantined, SweepClosed)):
+        if isinstance(event, (TrialSteered, SweepSteered)) and event.intervention in self.interventions:
+            return f"executes the intervention {event.intervention} again"
+        if isinstance(event, (TrialSuggested, SegmentStarted)) and self.is_paused:
+            return f"starts trial {event.trial}, but the user has paused the sweep"
+        if isinstance(event, TrialSuggested):
+            return self._find_wrong_suggestion(event)
+        if isinstance(event, SweepSteered):
+            refusal = self.find_refusal(event)
+            return f"has the intervention {event.action!r}, but {refusal}" if refusal else ""
+        if isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed)):
             return ""
         if event.trial not in self.trials:
             return f"is about trial {event.trial}, which no line before it suggests"
         row, kind = self.table.rows[event.trial], get_kind(event)
         if row.state not in _STATES_BEFORE_EVENT.get(type(event), ("running",)):
             return f"has {kind!r} of trial {event.trial}, which is {row.state} at that point"
-        metric, second = self._settings.metric, self._settings.second_objective
+        if isinstance(event, TrialSteered):
+            refusal = self.find_refusal(event)
+            return f"has the intervention {event.action!r}, but {refusal}" if refusal else ""
+        metric, second = self.settings.metric, self.settings.second_objective
         if isinstance(event, EpochReported) and event.epoch <= row.epochs:
             return f"reports epoch {event.epoch} of trial {event.trial}, which has already reported epoch {row.epochs}"
         if isinstance(event, EpochReported) and metric not in event.metrics:
@@ -452,10 +547,17 @@ class History:
             return f"has the costs of trial {event.trial} without {second}"
         return ""
 
+    def _find_wrong_suggestion(self, event: TrialSuggested) -> str:
+        if event.trial in self.trials:
+            return f"suggests trial {event.trial} again"
+        if event.added_by and event.added_by not in [point.intervention for point in self.added]:
+            return f"suggests trial {event.trial} for the intervention {event.added_by}, which is not waiting"
+        return ""
+
     def _decide_again(self, event: Event) -> "_RepeatedDecision | None":
         """Repeat the decision of an event that the scheduler makes; None for any other event."""
         if isinstance(event, EpochReported):
-            value = event.metrics[self._settings.metric]
+            value = event.metrics[self.settings.metric]
             ours, reason = self.decide_after_report(event.trial, event.epoch, value, at=event.at, past=event.decision)
             if not self._repeats_decisions:
                 reason = event.reason
@@ -481,7 +583,8 @@ class History:
             case TrialSuggested():
                 row = TrialRow(event.trial, event.params, state="waiting", command=self._command(event.params))
                 self.table.rows[event.trial] = row
-                self.trials[event.trial] = TrialHistory(row, event.params)
+                self.trials[event.trial] = TrialHistory(row, event.params, is_added=bool(event.added_by))
+                self.added = [point for point in self.added if point.intervention != event.added_by]
                 self.live["waiting"].add(event.trial)
                 self._scheduler.on_trial_start(event.trial, event.params)
             case SegmentStarted():
@@ -500,10 +603,16 @@ class History:
                 self._apply_ended(event)
             case SweepClosed():
                 self._apply_closed(event)
+            case TrialSteered():
+                self._apply_trial_steered(event)
+            case SweepSteered():
+                self._apply_sweep_steered(event)
 
     def _apply_opened(self, event: SweepOpened) -> None:
         """Start a process of the sweep: trials that ran when the previous one ended now wait to be resumed."""
-        self.table.end, self.table.expected_gain = "", None
+        self.table.end, self.table.expected_gain, self.table.changed_limits = "", None, {}
+        self._use_settings(self._initial_settings)
+        self.is_paused = False
         self.num_trials, self.gpus = event.num_trials, event.gpus
         self.health.reset()
         for number in sorted(self.live["running"]):
@@ -514,7 +623,8 @@ class History:
 
     def _apply_started(self, event: SegmentStarted) -> None:
         trial = self.trials[event.trial]
-        trial.row.reason = self._format_reason(event.reason, "resume", trial.row.epochs)
+        reason = event.reason if event.reason is not None or not trial.is_kept else _STEERED_REASONS["keep"]
+        trial.row.reason = self._format_reason(reason, "resume", trial.row.epochs)
         if trial.row.state == "paused":
             self._scheduler.on_trial_resume(SegmentStart(event.trial, event.source, event.params))
         on_segment_start = getattr(self._scheduler, "on_segment_start", None)  # an extension need not have it
@@ -534,14 +644,14 @@ class History:
     def _apply_measured(self, event: CostsMeasured) -> None:
         self.table.rows[event.trial].costs = event.costs
         self.trials[event.trial].update_seconds(event.at)
-        if self._settings.second_objective is not None:
-            self._scheduler.on_trial_cost(event.trial, event.costs[self._settings.second_objective])
+        if self.settings.second_objective is not None:
+            self._scheduler.on_trial_cost(event.trial, event.costs[self.settings.second_objective])
         self.table.rows[event.trial].reason = self._format_reason(event.reason, event.decision)
         self._set_state(event.trial, _STATE_AFTER_DECISION[event.decision])
 
     def _apply_reported(self, event: EpochReported) -> None:
         trial = self.trials[event.trial]
-        row, value = trial.row, event.metrics[self._settings.metric]
+        row, value = trial.row, event.metrics[self.settings.metric]
         row.epochs, row.metrics, row.node, row.error = event.epoch, event.metrics, event.node, event.note
         if event.reason is not None or event.decision != "continue":
             row.reason = self._format_reason(event.reason, event.decision, event.epoch)
@@ -558,6 +668,9 @@ class History:
             insort(self._finalists, (self._target.to_loss(value), event.trial))
             del self._finalists[_NUM_FINALISTS:]
         self._set_state(event.trial, _STATE_AFTER_DECISION[event.decision])
+        if interrupts_segment(event, is_sweep_paused=self.is_paused):
+            row.reason = self._format_reason(Reason("sweep_paused"), event.decision)
+            self._set_state(event.trial, "waiting")
 
     def _apply_failed(self, event: SegmentFailed) -> None:
         trial = self.trials[event.trial]
@@ -571,7 +684,7 @@ class History:
             if not self.num_reports:
                 self._failed_before_any_report.add(event.trial)
             if has_same_gpus:
-                trial.retry_at = event.at + self._settings.retry_delay_s * 2**trial.num_failures
+                trial.retry_at = event.at + self.settings.retry_delay_s * 2**trial.num_failures
                 trial.num_failures += 1
         self._set_state(event.trial, "waiting" if event.retry else "failed")
 
@@ -600,8 +713,56 @@ class History:
         for trial in self.trials.values():
             trial.num_failures = 0
 
+    def _apply_trial_steered(self, event: TrialSteered) -> None:
+        """Apply an intervention in a trial, and notify the scheduler of what it changes."""
+        self.interventions.add(event.intervention)
+        trial, number = self.trials[event.trial], event.trial
+        state = trial.row.state
+        trial.row.reason = self._format_reason(_STEERED_REASONS[event.action], event.action)
+        trial.is_stopped_by_user = event.action == "stop"
+        trial.is_kept = event.action == "keep" or (trial.is_kept and event.action == "retry")
+        if event.action == "stop":
+            if state == "running":
+                trial.update_seconds(event.at)
+            self._set_state(number, "stopped")
+            self._scheduler.on_trial_end(number)
+            return
+        if event.action == "retry":
+            trial.num_failures, trial.retry_at = 0, event.at
+            self.health.forget_failures(number)
+        if trial.row.is_over:
+            self._reopen(trial)
+        elif state == "paused":
+            self._scheduler.on_trial_resume(SegmentStart(number))
+            self._set_state(number, "waiting")
+
+    def _reopen(self, trial: TrialHistory) -> None:
+        """Let a trial that has ended wait to be resumed."""
+        if trial.reopened_from is None:
+            trial.reopened_from = (trial.row.state, trial.row.epochs)
+        trial.row.error, trial.row.traceback = "", ""
+        on_trial_reopen = getattr(self._scheduler, "on_trial_reopen", None)  # an extension need not have it
+        if on_trial_reopen is not None:
+            on_trial_reopen(trial.row.number)
+        self._set_state(trial.row.number, "waiting")
+
+    def _apply_sweep_steered(self, event: SweepSteered) -> None:
+        self.interventions.add(event.intervention)
+        if event.action in ("pause", "resume"):
+            self.is_paused = event.action == "pause"
+        if event.params is not None:
+            self.added.append(AddedPoint(event.intervention, event.params))
+        if "num_trials" in event.limits:
+            self.num_trials = self.table.num_trials = int(event.limits["num_trials"] or 0)
+        self.table.changed_limits = {**self.table.changed_limits, **event.limits}
+        self._use_settings(self.settings.change_limits(event.limits))
+
+    def _use_settings(self, settings: SweepSettings) -> None:
+        self.settings = settings
+        self.table.gpu_hours_budget = math.inf if settings.gpu_hours is None else settings.gpu_hours
+
     def _format_reason(self, reason: Reason | None, outcome: str, epoch: int = 0) -> str:
-        return format_reason(reason, self._settings.metric, outcome=outcome, epoch=epoch)
+        return format_reason(reason, self.settings.metric, outcome=outcome, epoch=epoch)
 
     def _set_state(self, number: int, state: TrialState) -> None:
         row = self.trials[number].row

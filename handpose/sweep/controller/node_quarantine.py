@@ -58,6 +58,11 @@ class NodeHealth:
         if node:
             self._failures.setdefault(node, Counter())[trial] += 1
 
+    def forget_failures(self, trial: int) -> None:
+        """Forget the failures of a trial that the user retries."""
+        for failed in self._failures.values():
+            failed.pop(trial, None)
+
     def list_failed_trials(self, node: str) -> list[int]:
         """Return the numbers of the trials that have failed on a node since its last report, ascending."""
         return sorted(self._failures.get(node, ()))

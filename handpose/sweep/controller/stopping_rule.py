@@ -95,8 +95,6 @@ class StoppingRule:
         return self._candidates[trial.number]
 
 
-def make_stopping_rule(sweep: SweepSettings, space: Space) -> StoppingRule | None:
-    """Make the rule that the settings of a sweep ask for; None if they ask for none."""
-    if sweep.stop_when is None:
-        return None
+def make_stopping_rule(sweep: SweepSettings, space: Space) -> StoppingRule:
+    """Make the rule of a sweep. Whether it is used depends on `sweep.stop_when`."""
     return StoppingRule(space, target=sweep.target, max_epochs=sweep.max_epochs, seed=sweep.seed)

@@ -12,6 +12,7 @@ from handpose.report.terminal import SweepView
 from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.sweep.analysis.story import StoryEvents, tell_story
 from handpose.sweep.record.events import (
+    EVENTS_FILE,
     CostsMeasured,
     EpochReported,
     Event,
@@ -20,6 +21,8 @@ from handpose.sweep.record.events import (
     SegmentStarted,
     SweepClosed,
     TrialEnded,
+    TrialSteered,
+    read_events,
 )
 from handpose.sweep.record.trial_segment import PICTURES_FOLDER, find_pictures
 from handpose.sweep.storage.retention import CheckpointRetention
@@ -121,7 +124,10 @@ class Recorder:
             row: the trial that the event is about; None: it is about no trial.
         """
         self._is_csv_outdated = True
-        self._stories.add(event)
+        if isinstance(event, TrialSteered) and not self._stories.get(event.trial):
+            self._restore_story(event.trial)  # it was forgotten when the trial ended
+        else:
+            self._stories.add(event)
         if row is None:
             if isinstance(event, SweepClosed):
                 self._close_logs()
@@ -139,7 +145,8 @@ class Recorder:
                 log.log_costs(row, event.costs)
         elif isinstance(event, EpochReported):
             self._log_epoch(row)
-        if row.state not in ("running", "waiting") or (row.state == "waiting" and isinstance(event, SegmentFailed)):
+        ends_segment = isinstance(event, (SegmentFailed, EpochReported))  # the latter in a paused sweep
+        if row.state not in ("running", "waiting") or (row.state == "waiting" and ends_segment):
             self._close_run(row)
         if row.is_over or row.state == "paused" or isinstance(event, SegmentFailed):
             self._show_trial(event, row)
@@ -185,6 +192,13 @@ class Recorder:
             log.close_run(row, ended_s=time.time(), story=story)
         if row.is_over:
             self._stories.forget(row.number)
+
+    def _restore_story(self, trial: int) -> None:
+        """Read the story of a trial that goes on after its end, with the event that has just been written."""
+        stories = StoryEvents()
+        for event in read_events(self._folder / EVENTS_FILE):
+            stories.add(event)
+        self._stories.restore(trial, stories.get(trial))
 
     def _write_csv(self) -> None:
         began = time.monotonic()

@@ -24,6 +24,8 @@ from handpose.metrics.validation import get_direction
 from handpose.program import list_given_keys, list_task_overrides
 from handpose.search.space import Space, fix_params, flatten_config, list_keys, load_space
 from handpose.search.study import check_storage_url
+from handpose.sweep.record.events import EVENTS_FILE, SweepSteered, read_events
+from handpose.sweep.record.interventions import LIMITS
 from handpose.sweep.record.provenance import PROCESS_MB, fill_in_modes
 from handpose.sweep.storage.stored_sweep import download_sweep
 from handpose.urls import hide_secrets, is_url, split_url
@@ -96,6 +98,8 @@ class SweepTask:
         space: the search space.
         origin: the result of `collect_provenance`; None for a new sweep.
         fixed: key -> value of what the space's file searches but the command line fixes. Every trial has these values.
+        steered: key -> value of limits that the user has changed while the sweep ran, and that sweep.yaml lacks.
+        last_intervention: id of the last intervention whose limits are in `config`; empty if there is none.
     """
 
     config: Any
@@ -105,6 +109,8 @@ class SweepTask:
     space: Space
     origin: Mapping[str, Any] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    steered: Mapping[str, Any] = field(default_factory=dict)
+    last_intervention: str = ""
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -186,8 +192,11 @@ def _get_unresolved_value(config: Any, key: str) -> str | None:
     return written
 
 
+_LAST_INTERVENTION = "last_intervention"
+"""Key of sweep.yaml: id of the last intervention whose limits it contains."""
+
 _BUDGET_KEYS = {
-    "sweep": ("num_trials", "time_budget_s", "gpu_hours", "stop_when"),
+    "sweep": LIMITS,
     "budget": ("minutes", "hours", "gpu_hours", "finish_by"),
 }
 
@@ -215,10 +224,10 @@ def save_budgets(task: SweepTask) -> None:
         for name in names
         if task.config[group][name] != record["config"].get(group, task.config[group]).get(name)
     }
-    if not given:
+    if not given and task.last_intervention == record.get(_LAST_INTERVENTION, ""):
         return
-    record["overrides"] = [item for item in record["overrides"] if override_key(item) not in given]
-    record["overrides"] += [quote_override(key, value) for key, value in given.items()]
+    record |= {_LAST_INTERVENTION: task.last_intervention} if task.last_intervention else {}
+    _replace_overrides(record, given)
     for key, value in given.items():
         group, _, name = key.partition(".")
         record["config"][group][name] = value
@@ -258,16 +267,22 @@ def load_task_to_resume(config: Any, given: Sequence[str]) -> SweepTask:
     """
     place = config.sweep.resume
     if not is_url(place):
-        return load_recorded_task(expand_home(place).resolve(), given)
+        return load_recorded_task(expand_home(place).resolve(), given, is_steered=True)
     check_task_overrides(given)
     storage, name = split_url(place)
     folder = Path(config.paths.output) / "sweeps" / name
     download_sweep(place, folder)
-    return load_recorded_task(folder, given, storage=storage, locations=list_location_overrides(config))
+    locations = list_location_overrides(config)
+    return load_recorded_task(folder, given, storage=storage, locations=locations, is_steered=True)
 
 
 def load_recorded_task(
-    folder: Path, given: Sequence[str], *, storage: str | None = None, locations: Sequence[str] | None = None
+    folder: Path,
+    given: Sequence[str],
+    *,
+    storage: str | None = None,
+    locations: Sequence[str] | None = None,
+    is_steered: bool = False,
 ) -> SweepTask:
     """Load the task of the sweep in a folder.
 
@@ -276,12 +291,17 @@ def load_recorded_task(
         given: the overrides of this command line; only a few keys may change.
         storage: the new folder of sweeps in the store; None: as recorded.
         locations: the new overrides for paths; None: as recorded.
+        is_steered: whether limits that the user has changed while the sweep ran replace those in sweep.yaml. The newest
+            statement counts, so `given` replaces both.
 
     Raises:
         UserError: as for `load_task_to_resume`.
     """
     record = _read_sweep_record(folder)
     check_task_overrides(given)
+    steered, last = _read_steered_limits(folder, record) if is_steered else ({}, record.get(_LAST_INTERVENTION, ""))
+    steered = {key: value for key, value in steered.items() if key not in map(override_key, given)}
+    _replace_overrides(record, steered)
     new = [item for item in given if override_key(item) != "sweep.resume"]
     new += _drop_other_unit(new)
     here = [item for item in new if override_key(item).startswith("paths.")]  # do not define trials
@@ -306,11 +326,30 @@ def load_recorded_task(
         raise UserError(f"{folder / 'search_space'} must hold the one search space of the sweep, but has {len(files)}")
     locations = [item for item in locations if override_key(item) not in place]
     origin = {
-        name: value for name, value in record.items() if name not in ("format", *_TASK_KEYS, "fixed_params", PROCESS_MB)
+        name: value
+        for name, value in record.items()
+        if name not in ("format", *_TASK_KEYS, "fixed_params", PROCESS_MB, _LAST_INTERVENTION)
     }
     fixed = record.get("fixed_params") or {}  # sweeps of earlier versions lack the key
     space = fix_params(load_space(str(files[0])), fixed)
-    return SweepTask(config, [*kept, *new], locations, record["choices"], space, origin, fixed)
+    return SweepTask(config, [*kept, *new], locations, record["choices"], space, origin, fixed, steered, last)
+
+
+def _read_steered_limits(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return key -> value of the limits that interventions have changed since sweep.yaml, and the last one's id."""
+    values: dict[str, Any] = {}
+    last = record.get(_LAST_INTERVENTION, "")
+    steered = [event for event in read_events(folder / EVENTS_FILE) if isinstance(event, SweepSteered)]
+    ids = [event.intervention for event in steered]
+    for event in steered[ids.index(last) + 1 if last in ids else 0 :]:
+        values |= {f"sweep.{name}": value for name, value in event.limits.items()}
+        last = event.intervention
+    return values, last
+
+
+def _replace_overrides(record: dict[str, Any], values: Mapping[str, Any]) -> None:
+    record["overrides"] = [item for item in record["overrides"] if override_key(item) not in values]
+    record["overrides"] += [quote_override(key, value) for key, value in values.items()]
 
 
 def _keep_initial_budget(config: Any, before: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ from handpose.sweep.controller.slots import (
     recount_slots,
 )
 from handpose.sweep.controller.stopping_rule import make_stopping_rule
+from handpose.sweep.driver.intervention_inbox import InterventionInbox
 from handpose.sweep.driver.recorder import Recorder, TrialLog
 from handpose.sweep.driver.resume import SPACE_FOLDER, copy_space
 from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, handle_interrupts
@@ -49,6 +50,7 @@ from handpose.sweep.execution.tune_bridge import (
 )
 from handpose.sweep.execution.worker_start import StartWatch
 from handpose.sweep.record.events import EVENTS_FILE, EventLog, read_events
+from handpose.sweep.record.interventions import InterventionFiles
 from handpose.sweep.record.provenance import PROCESS_MB
 from handpose.sweep.record.settings import LOCK, STOP_WHEN_KEY, RaySettings, SweepSettings, format_resume_command
 from handpose.sweep.record.trial_segment import make_run_name
@@ -128,7 +130,7 @@ def run_sweep(run: SweepRun) -> Iterator[TrialTable]:
     """Run trials until all are done or a budget is spent, and yield the table of trials.
 
     Ray is started unless it already runs. It is shut down at the end of the `with` block, so the code in the block can
-    still use it. For a finished sweep Ray is not started.
+    still use it. For a finished sweep Ray is not started, unless an intervention of the user waits.
 
     Raises:
         UserError: a trial does not fit into the resources of Ray, or another process already runs the sweep.
@@ -137,9 +139,12 @@ def run_sweep(run: SweepRun) -> Iterator[TrialTable]:
     """
     if run.description is not None:
         _check_searcher(run)
-    elif finished := read_finished_table(run.sweep.path, run.make_history(), num_points=run.num_points):
-        yield finished
-        return
+    else:
+        history = run.make_history()
+        finished = read_finished_table(run.sweep.path, history, num_points=run.num_points)
+        if finished and not InterventionFiles(run.sweep.path).list_waiting(history.interventions):
+            yield finished
+            return
     with contextlib.ExitStack() as stack:
         slots = _prepare(run, stack)
         yield _search(run, slots)
@@ -192,14 +197,17 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
                 f"sweep.num_trials={sweep.num_trials}: none is trained twice",
                 flush=True,
             )
-        rule = make_stopping_rule(sweep, space)
-        if rule is not None and rule.min_trials >= sweep.num_trials:
+        make_rule = partial(make_stopping_rule, sweep, space)
+        num_trials = min(sweep.num_trials, searcher.num_points or sweep.num_trials)
+        if sweep.stop_when is not None and (min_trials := make_rule().min_trials) > num_trials:
             print(
-                f"sweep.stop_when={sweep.stop_when:g} has no effect with sweep.num_trials={sweep.num_trials}: it needs "
-                f"{rule.min_trials} trials, ten for each searched parameter of search_space={space.name}",
+                f"sweep.stop_when={sweep.stop_when:g} has no effect on {num_trials} trials: it needs at least "
+                f"{min_trials}, ten for each searched parameter of search_space={space.name}",
                 flush=True,
             )
-        state = SweepController(sweep, log=log, history=run.make_history(), searcher=searcher, stopping_rule=rule)
+        state = SweepController(
+            sweep, log=log, history=run.make_history(), searcher=searcher, make_stopping_rule=make_rule
+        )
         if sweep.gpus_per_trial == "auto" and state.past_events:  # an earlier run has measured it
             slots = count_slots(
                 sweep, list_live_resources(), gpus=state.history.gpus, process_mb=read_process_mb(sweep.path)
@@ -314,7 +322,9 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         state.open(num_slots=slots.num_slots, gpus=slots.total_gpus, listener=recorder)
         table.num_trials = state.history.num_trials
         view.refresh(table)
-        nodes = NodeWatcher(_make_node_listener(sweep, slots, state, view))
+        inbox = InterventionInbox(sweep.path, state, show_note=view.show_note)
+        inbox.process(at_once=True)  # before the budget is checked: an intervention may raise it
+        nodes = NodeWatcher(_make_node_listener(slots, state, view))
         starts = StartWatch(view.show_note)
         bridge = TuneBridge(
             state,
@@ -323,14 +333,20 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
             starts=starts,
             is_interrupted=is_interrupted,
             needs_report=run.needs_report,
+            process_interventions=inbox.process,
         )
+
+        def on_every_step() -> None:
+            bridge.process_interventions()
+            recorder.refresh()
+
         # By default Tune asks a custom searcher for one trial, and for the next one only when that trial has a worker.
         # Here the controller limits how many trials run at a time.
         with (
             watch_head(partial(_end_without_ray, run), is_ending=is_interrupted),
             set_ray_environment(TUNE_MAX_PENDING_TRIALS_PG=_UNLIMITED),
         ):
-            run_tuner(build_tuner(sweep, slots, bridge, run.trial_function, every_step=recorder.refresh), bridge)
+            run_tuner(build_tuner(sweep, slots, bridge, run.trial_function, every_step=on_every_step), bridge)
         if not is_interrupted():
             state.close("finished")
     if is_interrupted():
@@ -349,6 +365,10 @@ def _end_without_ray(run: SweepRun) -> NoReturn:
     Before that, everything is copied to the store except the study, which may contain a trial that no event mentions.
     """
     try:
+        if run.notifier is not None:
+            command = format_resume_command(run.sweep.resume_path)
+            run.notifier.send("interrupted", f"{_HEAD_LOST_MESSAGE}; to resume: {command}")
+            run.notifier.close()
         if run.folder_sync is not None:
             run.folder_sync.finish(timeout_s=0.0, with_study=False)
     finally:
@@ -387,10 +407,8 @@ def _raise_open_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _make_node_listener(
-    sweep: SweepSettings, slots: Slots, state: SweepController, view: SweepView
-) -> Callable[[Sequence[Node]], None]:
-    """Return a function that adapts the slots when nodes join or leave."""
+def _make_node_listener(slots: Slots, state: SweepController, view: SweepView) -> Callable[[Sequence[Node]], None]:
+    """Return a function that adapts the slots when nodes join or leave, or when the user changes their number."""
     names_by_id: dict[str, str] | None = None
 
     def follow(alive: Sequence[Node]) -> None:
@@ -398,7 +416,9 @@ def _make_node_listener(
         fitting = {node.id: node for node in alive if count_fitting_workers(slots, node.resources)}
         capacity = NodeCapacity.from_nodes(((node.name, node.resources) for node in alive), slots)
         usable = state.find_usable_nodes(capacity)
-        now = recount_slots(sweep, slots, [node.resources for node in fitting.values() if node.name in usable])
+        now = recount_slots(
+            state.history.settings, slots, [node.resources for node in fitting.values() if node.name in usable]
+        )
         state.resize(now.num_slots, capacity)
         state.history.table.num_slots = max(1, now.num_slots)
         if names_by_id is not None:
@@ -443,7 +463,7 @@ def describe_spent_budget(
         larger_whole: overrides that give a larger one.
         planned: keys whose values are parts of this budget.
     """
-    budget = sweep.find_spent_budget(
+    budget = sweep.change_limits(table.changed_limits).find_spent_budget(
         elapsed_s=table.elapsed_s, gpu_hours=table.gpu_hours, expected_gain=table.expected_gain
     )
     if table.end != "spent" or budget is None:

@@ -4,6 +4,7 @@ They decide nothing, and Tune's own bookkeeping is used neither to decide nor to
 Tune trial.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -46,6 +47,11 @@ _NODE_LOST_TEXTS = ("its node has died", "may not have been executed on the acto
 Ray notices it when a health check fails, some 15 s later, or when the connection to the actor breaks. It has no
 exception class for this case.
 """
+_ABANDONED_S = 10.0
+"""Seconds that the worker of a trial which the user has stopped gets to report. After that its process is killed.
+
+A worker that ends at a report can train another trial, which saves the start of a process.
+"""
 _NODES_LOST = SegmentFailure("lost", "the nodes that it could run on were lost", "")
 _Answer = TypeVar("_Answer")
 
@@ -64,6 +70,7 @@ class TuneBridge:
         is_interrupted: returns whether the sweep has to end before it is finished.
         needs_report: whether the sweep goes on with a spent budget until a trial has reported, because it must have a
             winner.
+        process_interventions: executes the interventions of the user that wait, and returns whether there were some.
 
     Attributes:
         error: the first exception in one of Tune's calls; None: there was none.
@@ -78,6 +85,7 @@ class TuneBridge:
         starts: StartWatch,
         is_interrupted: Callable[[], bool],
         needs_report: bool = False,
+        process_interventions: Callable[[], bool] = lambda: False,
     ) -> None:
         self.controller = controller
         self.starts = starts
@@ -87,6 +95,8 @@ class TuneBridge:
         self._sweep = sweep
         self._is_interrupted = is_interrupted
         self._needs_report = needs_report
+        self._process_interventions = process_interventions
+        self._is_finishing = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles searcher and stopper with the experiment's settings; open files cannot be pickled
@@ -117,6 +127,17 @@ class TuneBridge:
         if self._sweep.workers_per_trial > 1:
             release_group(segment)
 
+    def process_interventions(self) -> None:
+        """Execute the interventions that wait, unless Tune has been told that nothing is left to start."""
+        if self._is_finishing:
+            return
+        if self.ask_controller(self._process_interventions, otherwise=False):
+            self.nodes.notify()  # the number of slots may have changed
+
+    def finish(self) -> None:
+        """Let no intervention add work from now on, because Tune starts no more trials. Those that come later wait."""
+        self._is_finishing = True
+
     def should_stop(self) -> bool:
         """Return whether Tune must end the experiment.
 
@@ -135,7 +156,7 @@ class TuneBridge:
         state = self.controller
         if self._needs_report and not state.history.num_reports and not state.is_over:
             return False
-        return state.is_budget_spent()
+        return self.ask_controller(state.is_budget_spent, otherwise=False)
 
 
 class BridgeSearcher(Searcher):
@@ -152,7 +173,9 @@ class BridgeSearcher(Searcher):
             The configuration; None: there is nothing to start now; `Searcher.FINISHED`: there never will be again.
         """
         bridge = self._bridge
+        bridge.process_interventions()
         if bridge.should_stop():
+            bridge.finish()
             return Searcher.FINISHED
         bridge.nodes.refresh()
         segment = bridge.ask_controller(bridge.controller.next_segment, otherwise=None)
@@ -160,6 +183,8 @@ class BridgeSearcher(Searcher):
             avoided = bridge.nodes.get_ids(bridge.controller.find_nodes_to_avoid(segment.trial))
             return {SEGMENT_KEY: [segment], AVOIDED_NODES_KEY: [avoided]}
         is_over = bridge.ask_controller(lambda: bridge.controller.is_over, otherwise=True)
+        if is_over:
+            bridge.finish()
         return Searcher.FINISHED if is_over else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -179,6 +204,7 @@ class BridgeScheduler(FIFOScheduler):
         super().__init__()
         self._bridge = bridge
         self._hung: set[str] = set()
+        self._abandoned_at: dict[str, float] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Process a report of a worker.
@@ -186,8 +212,9 @@ class BridgeScheduler(FIFOScheduler):
         Returns:
             CONTINUE, or STOP if the segment ends here: the trial is over, or pauses at a rung.
         """
-        goes_on = self._bridge.ask_controller(
-            lambda: self._process_result(get_segment(trial).trial, result), otherwise=False
+        segment = get_segment(trial)
+        goes_on = not self._bridge.controller.is_abandoned(segment) and self._bridge.ask_controller(
+            lambda: self._process_result(segment.trial, result), otherwise=False
         )
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
@@ -207,13 +234,16 @@ class BridgeScheduler(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Process the end of a segment that the controller stopped or that returned by itself."""
-        self._bridge.release_workers(get_segment(trial))
-        number = get_segment(trial).trial
-        self._bridge.ask_controller(lambda: self._bridge.controller.process_return(number), otherwise=None)
+        segment = get_segment(trial)
+        self._bridge.release_workers(segment)
+        if self._bridge.controller.is_current(segment):
+            self._bridge.ask_controller(lambda: self._bridge.controller.process_return(segment.trial), otherwise=None)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Process the failure of a segment. The controller decides about retries; Tune itself never retries."""
         self._bridge.release_workers(get_segment(trial))
+        if self._bridge.controller.is_abandoned(get_segment(trial)):  # its worker was killed on purpose
+            return
         nodes, failure, actor = self._bridge.nodes, describe_failure(trial), trial.temporary_state.ray_actor
         found = find_actor(actor._actor_id.hex()) if actor is not None else ActorLocation()
         nodes.refresh(at_once=True)  # the trial's node may be gone, which leaves fewer slots
@@ -231,6 +261,8 @@ class BridgeScheduler(FIFOScheduler):
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Process a segment that was withdrawn before it started."""
+        if not self._bridge.controller.is_current(get_segment(trial)):
+            return
         self._bridge.ask_controller(
             lambda: self._bridge.controller.process_failure(get_segment(trial).trial, _NODES_LOST), otherwise=None
         )
@@ -239,20 +271,33 @@ class BridgeScheduler(FIFOScheduler):
         """Return None, so that Tune starts trials in the order in which they were suggested.
 
         Tune calls this in every step. The method also withdraws waiting segments that can run on none of the remaining
-        nodes, because they must avoid all of them; the controller sends them again. And it kills workers that hang. The
-        method of FIFOScheduler is not used because it searches all trials of the experiment in every step.
+        nodes, because they must avoid all of them; the controller sends them again. And it kills workers that hang, or
+        that train a trial which the user has stopped. The method of FIFOScheduler is not used because it searches all
+        trials of the experiment in every step.
         """
         nodes, limit_s = self._bridge.nodes, self._bridge.hang_timeout_s
         nodes.refresh()
         live = list(tune_controller.get_live_trials())
         self._bridge.check_start(live)
         for trial in live:
+            if self._bridge.controller.is_abandoned(get_segment(trial)):
+                self._end_abandoned(tune_controller, trial)
+                continue
             avoided = set(map(nodes.get_name, trial.config[AVOIDED_NODES_KEY][0]))
             if avoided and trial.status == Trial.PENDING and not self._bridge.controller.can_place_without(avoided):
                 tune_controller.stop_trial(trial)
             elif limit_s is not None and trial.trial_id not in self._hung and _count_silent_seconds(trial) > limit_s:
                 self._hung.add(trial.trial_id)
                 ray.kill(trial.temporary_state.ray_actor)
+
+    def _end_abandoned(self, tune_controller: Any, trial: Trial) -> None:
+        """Withdraw a segment whose trial the user has stopped, or kill its worker if that has had time to report."""
+        since = self._abandoned_at.setdefault(trial.trial_id, time.monotonic())
+        if trial.status == Trial.PENDING:
+            tune_controller.stop_trial(trial)
+        elif time.monotonic() - since > _ABANDONED_S and trial.temporary_state.ray_actor is not None:
+            self._abandoned_at[trial.trial_id] = math.inf
+            ray.kill(trial.temporary_state.ray_actor)
 
 
 class BridgeStopper(tune.Stopper):

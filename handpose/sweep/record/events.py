@@ -32,13 +32,17 @@ contain no version. Format 3 distinguishes a spent budget from a finished sweep,
 a finite search space has been tried. Format 4 has other names for the kinds of events and of failures, and for a field
 (handpose/formats.py). Format 5 records the reasons of decisions and the origins of proposals. Format 6 has two more
 reasons: what a trial is worth (scheduler=freeze_thaw), and that further trials are expected to gain little
-(`sweep.stop_when`).
+(`sweep.stop_when`). It also has the interventions of the user in a running sweep: `trial_steered`, `sweep_steered`, and
+`added_by` of a suggested trial.
 """
 
 FORMAT_WITH_REASONS = 5
 """First format in which each decision has its reason."""
 
+_FORMAT_WITH_INTERVENTIONS = 6
+
 _SINCE_REASONS = {"since": FORMAT_WITH_REASONS}
+_SINCE_INTERVENTIONS = {"since": _FORMAT_WITH_INTERVENTIONS}
 """Metadata of the fields that earlier formats do not have."""
 
 Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasible"]
@@ -53,6 +57,23 @@ Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasi
 """
 
 CloseReason = Literal["finished", "spent", "interrupted", "halted"]
+
+TrialAction = Literal["stop", "retry", "keep"]
+"""What a user does with a trial of a running sweep.
+
+- stop: it ends as `stopped`.
+- retry: a trial that has failed, or that the user has stopped, waits to be resumed, and its retries count from 0.
+- keep: the scheduler neither stops nor pauses it any more. A paused or stopped trial waits to be resumed.
+"""
+
+SweepAction = Literal["add", "trials", "slots", "pause", "resume", "budget"]
+"""What a user does with a running sweep.
+
+- add: the next trial has the given parameters.
+- trials, slots, budget: limits change.
+- pause: no segment starts, and a running one ends when it reports a checkpoint.
+- resume: the end of a pause.
+"""
 
 FailureKind = Literal["error", "user_error", "killed", "gpu_memory", "preempted", "lost", "unfit_worker"]
 """Why a segment of a trial failed.
@@ -112,12 +133,14 @@ class TrialSuggested:
         trial: number of the trial.
         params: configuration key -> value.
         origin: where the parameters come from, such as `the default configuration`.
+        added_by: id of the intervention with which the user has added the trial; empty if the searcher proposed it.
     """
 
     at: float
     trial: int
     params: "Params"
     origin: str = field(default="", metadata=_SINCE_REASONS)
+    added_by: str = field(default="", metadata=_SINCE_INTERVENTIONS)
 
 
 @dataclass(frozen=True)
@@ -279,6 +302,42 @@ class SweepClosed:
     budget: Reason | None = field(default=None, metadata=_SINCE_REASONS)
 
 
+@dataclass(frozen=True)
+class TrialSteered:
+    """The user intervened in a trial, and this is its effect.
+
+    Attributes:
+        at: the sweep's own time in seconds.
+        intervention: id of the intervention. Each one is executed once.
+        action: what the user does.
+        trial: number of the trial.
+    """
+
+    at: float
+    intervention: str
+    action: TrialAction
+    trial: int
+
+
+@dataclass(frozen=True)
+class SweepSteered:
+    """The user intervened in the sweep, and this is its effect.
+
+    Attributes:
+        at: the sweep's own time in seconds.
+        intervention: id of the intervention. Each one is executed once.
+        action: what the user does.
+        limits: name in the configuration group `sweep` -> its value from now on; None: no limit.
+        params: with `add`, configuration key -> value, as the user gave them.
+    """
+
+    at: float
+    intervention: str
+    action: SweepAction
+    limits: Mapping[str, float | None] = field(default_factory=dict)
+    params: "Params | None" = None
+
+
 Event: TypeAlias = (
     SweepOpened
     | TrialSuggested
@@ -289,6 +348,8 @@ Event: TypeAlias = (
     | NodeQuarantined
     | TrialEnded
     | SweepClosed
+    | TrialSteered
+    | SweepSteered
 )
 
 EVENTS_FILE = "events.jsonl"
@@ -305,6 +366,8 @@ _KINDS: dict[str, type[Any]] = {
     "node_quarantined": NodeQuarantined,
     "trial_ended": TrialEnded,
     "sweep_closed": SweepClosed,
+    "trial_steered": TrialSteered,
+    "sweep_steered": SweepSteered,
 }
 _KIND_NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -317,6 +380,15 @@ _NESTED_RECORDS = {
     for kind, hints in _HINTS.items()
 }
 """Kind of event -> name of a field -> the record that it contains."""
+
+
+def interrupts_segment(event: EpochReported, *, is_sweep_paused: bool) -> bool:
+    """Return whether a report ends the segment because the user has paused the sweep.
+
+    A trial that would go on is interrupted when it has just reported a checkpoint. One that saves none trains to its
+    end, because an interruption would lose all that it has been trained.
+    """
+    return is_sweep_paused and event.decision == "continue" and event.checkpoint is not None
 
 
 def get_kind(event: Event) -> str:
@@ -428,7 +500,9 @@ def _find_order_problem(event: Event, suggested: set[int]) -> str:
         if event.trial in suggested:
             return f"suggests trial {event.trial} again; {_RESTORE_HINT}"
         suggested.add(event.trial)
-    elif not isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed)) and event.trial not in suggested:
+    elif isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed, SweepSteered)):
+        return ""
+    elif event.trial not in suggested:
         return f"is about trial {event.trial}, which no line before it suggests; {_RESTORE_HINT}"
     return ""
 

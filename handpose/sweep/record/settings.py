@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -183,6 +183,11 @@ class SweepSettings:
         if self.stop_when is not None and expected_gain is not None and expected_gain < self.stop_when:
             return SpentBudget(STOP_WHEN_KEY, self.stop_when, expected_gain)
         return None
+
+    def change_limits(self, limits: Mapping[str, float | None]) -> "SweepSettings":
+        """Return the settings with other values of some fields; `limits`: name -> value."""
+        values: dict[str, Any] = dict(limits)
+        return replace(self, **values)
 
     @property
     def path(self) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from handpose.errors import UserError
 from handpose.files import expand_home
 from handpose.sweep.record.events import EVENTS_FILE
+from handpose.sweep.record.interventions import CONTROL_FOLDER
 from handpose.sweep.record.settings import SweepSettings
 from handpose.sweep.storage.lease import LEASE_FILE
 from handpose.sweep.storage.object_store import ObjectStore, check_url_secrets, summarise_store_error
@@ -21,7 +22,7 @@ EVENT_CHUNKS_FOLDER = "events"
 EVENT_LOGS = ("", "confirm/")
 """Prefixes of the event logs: the log of the sweep and the log of its confirmation."""
 
-_EXCLUDED_FOLDERS = ("checkpoints/", "trials/", "pictures/", "events/")
+_EXCLUDED_FOLDERS = ("checkpoints/", "trials/", "pictures/", "events/", f"{CONTROL_FOLDER}/")
 _NUM_THREADS = 8
 
 

@@ -8,8 +8,8 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.tune.experiment import Trial
 
 from handpose.sweep.execution.nodes import Node, NodeWatcher
-from handpose.sweep.execution.tune_bridge import BridgeScheduler, _classify_failure, summarise_error_text
-from handpose.sweep.trainable.reporting import AVOIDED_NODES_KEY
+from handpose.sweep.execution.tune_bridge import BridgeScheduler, _classify_failure, get_segment, summarise_error_text
+from handpose.sweep.trainable.reporting import AVOIDED_NODES_KEY, SEGMENT_KEY
 
 NODE_DIED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: ImplicitFunc\n"
@@ -41,8 +41,13 @@ def test_a_lost_node_is_told_from_a_worker_that_was_killed(error, kind, said):
 def scheduler():
     """With the nodes 1 and 2, and a list of the trials that were taken back."""
     alive, taken_back = [Node("1", "gpu1", {}), Node("2", "gpu2", {})], []
+    abandoned = []
     nodes = NodeWatcher(lambda alive: None, list_nodes=lambda: list(alive), clock=iter(range(0, 1000, 2)).__next__)
-    fits = SimpleNamespace(can_place_without=lambda names: bool({node.name for node in alive} - names))
+    fits = SimpleNamespace(
+        can_place_without=lambda names: bool({node.name for node in alive} - names),
+        is_abandoned=abandoned.__contains__,
+        abandoned=abandoned,
+    )
     bridge = SimpleNamespace(nodes=nodes, hang_timeout_s=60.0, controller=fits, check_start=lambda trials: None)
     return BridgeScheduler(bridge), alive, taken_back
 
@@ -50,7 +55,7 @@ def scheduler():
 def make_trial(status, avoided, *, silent_s=0.0):
     known = SimpleNamespace(start_time=time.time() - silent_s, last_result_time=-float("inf"))
     actor = SimpleNamespace() if status == Trial.RUNNING else None
-    config, temporary = {AVOIDED_NODES_KEY: [avoided]}, SimpleNamespace(ray_actor=actor)
+    config, temporary = {AVOIDED_NODES_KEY: [avoided], SEGMENT_KEY: [object()]}, SimpleNamespace(ray_actor=actor)
     return SimpleNamespace(
         trial_id=str(avoided), status=status, config=config, run_metadata=known, temporary_state=temporary
     )
@@ -79,3 +84,26 @@ def test_a_worker_that_says_nothing_for_too_long_is_ended_once(scheduler, monkey
     for _ in range(2):
         scheduler.choose_trial_to_run(SimpleNamespace(get_live_trials=lambda: [hanging, other]))
     assert ended == [hanging.temporary_state.ray_actor]
+
+
+def test_a_worker_whose_trial_the_user_has_stopped_may_report_once_more_and_is_killed_then(scheduler, monkeypatch):
+    scheduler, _, taken_back = scheduler
+    ended, now = [], [100.0]
+    monkeypatch.setattr("handpose.sweep.execution.tune_bridge.ray.kill", ended.append)
+    monkeypatch.setattr("handpose.sweep.execution.tune_bridge.time.monotonic", lambda: now[0])
+    running, waiting, other = (make_trial(state, []) for state in (Trial.RUNNING, Trial.PENDING, Trial.RUNNING))
+    for name, trial in (("a", running), ("b", waiting), ("c", other)):
+        trial.trial_id = name
+    scheduler._bridge.controller.abandoned += [get_segment(running), get_segment(waiting)]
+    controller = SimpleNamespace(get_live_trials=lambda: [running, other], stop_trial=taken_back.append)
+    scheduler.choose_trial_to_run(controller)
+    now[0] += 9.0
+    scheduler.choose_trial_to_run(controller)
+    assert ended == []
+    now[0] += 2.0
+    for _ in range(2):
+        scheduler.choose_trial_to_run(controller)
+    assert ended == [running.temporary_state.ray_actor]
+    controller.get_live_trials = lambda: [waiting]
+    scheduler.choose_trial_to_run(controller)
+    assert taken_back == [waiting]

@@ -29,7 +29,9 @@ from handpose.sweep.record.events import (
     SegmentStarted,
     SweepClosed,
     SweepOpened,
+    SweepSteered,
     TrialEnded,
+    TrialSteered,
     TrialSuggested,
     get_kind,
     read_events,
@@ -52,6 +54,9 @@ EVENTS = [
     SegmentFailed(2.5, 3, "killed", "gone", "a\nlong\nstory", True, 1.0, "gpu17", Reason("retries", 1, 2)),
     NodeQuarantined(2.6, "gpu17", [1, 3]),
     TrialEnded(3.0, 3, "stopped", "", Reason("not_promoted")),
+    TrialSteered(3.5, "00001766000000-0a1b2c3d", "keep", 3),
+    SweepSteered(3.6, "00001766000001-0a1b2c3d", "add", {"num_trials": 13}, {"optimizer.lr": 2e-3}),
+    SweepSteered(3.7, "00001766000002-0a1b2c3d", "budget", {"time_budget_s": None, "gpu_hours": 2.5}),
     SweepClosed(4.0, "finished", Reason("sweep.gpu_hours", 2.5, 2.0)),
 ]
 

@@ -1,0 +1,224 @@
+"""Steer a sweep: stop, retry or keep a trial, add a configuration, change limits, pause and resume.
+
+    python -m handpose.sweep.control outputs/sweeps/NAME stop 17
+
+A command is a file in the folder of the sweep. The process that runs the sweep executes it and answers. This program
+needs neither Ray nor the process itself, only the folder.
+"""
+
+import argparse
+import math
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from handpose.errors import UserError
+from handpose.files import expand_home
+from handpose.program import exit_on_user_error, make_parser
+from handpose.sweep.record.events import EVENTS_FILE, SweepClosed, SweepSteered, TrialSteered, read_events
+from handpose.sweep.record.interventions import (
+    BUDGET_LIMITS,
+    Intervention,
+    InterventionAnswer,
+    InterventionFiles,
+    describe_intervention,
+    make_intervention,
+)
+from handpose.sweep.record.settings import LOCK, format_resume_command
+from handpose.urls import is_url
+from handpose.utf8 import use_utf8
+
+_DESCRIPTION = """\
+Steer a sweep, from any shell that sees its folder. The process that runs the sweep executes a command within two
+seconds and answers. If no process runs the sweep, the command waits until the sweep is resumed.
+
+  python -m handpose.sweep.control outputs/sweeps/NAME stop 17
+  python -m handpose.sweep.control outputs/sweeps/NAME add 'model.decoder.depth=4 optimizer.lr=3e-3'
+  python -m handpose.sweep.control outputs/sweeps/NAME
+
+Without a command it lists the commands that were given, with their answers. The exit status is 0 if the command was
+executed, 2 if it was refused or is wrong, and 75 if it still waits.
+"""
+
+_WAITING_STATUS = 75
+"""Exit status for a command that waits; sysexits.h calls it a temporary failure."""
+_LOOK_EVERY_S = 0.1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Raises:
+        SystemExit: with status 2, if an argument is wrong or the command cannot be given.
+    """
+    options = _make_parser().parse_args(arguments)
+    with exit_on_user_error():
+        folder = _find_folder(options.place)
+        if options.action is None:
+            print(*_list_interventions(folder), sep="\n")
+            return 0
+        given = _make_intervention(options)
+        files = InterventionFiles(folder)
+        file = files.write(given)
+        answer = _wait_for_answer(files, given.id, options.wait_s)
+    if answer is None:
+        print(_describe_waiting(folder, file))
+        return _WAITING_STATUS
+    print(_format_answer(answer))
+    return 0 if answer.is_accepted else 2
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser("handpose.sweep.control", _DESCRIPTION)
+    parser.add_argument("place", metavar="DIR", help="folder of the sweep, such as outputs/sweeps/NAME")
+    parser.add_argument(
+        "--wait-s", type=_parse_seconds, default=10.0, metavar="S", help="how long to wait for the answer (default: 10)"
+    )
+    commands = parser.add_subparsers(dest="action", metavar="COMMAND", title="commands")
+    for name, text in (
+        ("stop", "end a trial; its results so far count"),
+        ("retry", "resume a trial that has failed, or that you have stopped, from its newest checkpoint"),
+        ("keep", "train a trial to sweep.max_epochs, whatever the scheduler decides"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("trial", type=int, metavar="TRIAL", help="number of the trial, as in trials.csv")
+    add = commands.add_parser("add", help="try a configuration next", description="try a configuration next")
+    add.add_argument(
+        "assignments", nargs="+", metavar="KEY=VALUE", help="values of searched keys; the others have their defaults"
+    )
+    for name, text in (
+        ("trials", "change the number of trials (sweep.num_trials)"),
+        ("slots", "change how many trials run at a time at most (sweep.max_concurrent)"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("number", type=int, metavar="N", help="the new number")
+    for name, text in (
+        ("pause", "start no trial, and interrupt running ones when they have saved a checkpoint"),
+        ("resume", "end a pause"),
+    ):
+        commands.add_parser(name, help=text, description=text)
+    text = "change a limit of the trials; null removes it"
+    budget = commands.add_parser("budget", help=text, description=text)
+    limits = ", ".join(f"{name}=AMOUNT" for name in BUDGET_LIMITS)
+    budget.add_argument("assignments", nargs="+", metavar="KEY=VALUE", help=limits)
+    return parser
+
+
+def _parse_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(text)
+    return seconds
+
+
+def _find_folder(place: str) -> Path:
+    """Return the folder of a sweep.
+
+    Raises:
+        UserError: it is a URL, or holds no sweep.
+    """
+    if is_url(place):
+        raise UserError(
+            f"{place} is a URL, but a command is a file in the folder of the sweep, on the machine that runs tune.py; "
+            "give that folder"
+        )
+    folder = expand_home(place).resolve()
+    if not (folder / "sweep.yaml").is_file():
+        raise UserError(f"{place} has no sweep: there is no sweep.yaml in it; give the folder of a sweep")
+    return folder
+
+
+def _make_intervention(options: argparse.Namespace) -> Intervention:
+    if options.action in ("stop", "retry", "keep"):
+        return make_intervention(options.action, trial=options.trial)
+    if options.action == "trials":
+        return make_intervention("trials", limits={"num_trials": options.number})
+    if options.action == "slots":
+        return make_intervention("slots", limits={"max_concurrent": options.number})
+    if options.action == "budget":
+        return make_intervention("budget", limits=_parse_amounts(options.assignments))
+    if options.action == "add":
+        from handpose.config import parse_assignments  # imports Hydra, which the other commands do not need
+
+        return make_intervention("add", params=parse_assignments(_split(options.assignments)))
+    return make_intervention(options.action)
+
+
+def _split(assignments: Sequence[str]) -> list[str]:
+    """Split `a=1 b=2`, which may be one argument, before each key."""
+    return [part for each in assignments for part in re.split(r"\s+(?=[\w./+@]+=)", each.strip()) if part]
+
+
+def _parse_amounts(assignments: Sequence[str]) -> dict[str, float | None]:
+    amounts: dict[str, float | None] = {}
+    for each in _split(assignments):
+        key, _, text = each.partition("=")
+        try:
+            amounts[key.removeprefix("sweep.")] = None if text == "null" else float(text)
+        except ValueError:
+            raise UserError(f"budget: {each} is not an amount; write {BUDGET_LIMITS[0]}=3600, or null") from None
+    return amounts
+
+
+def _wait_for_answer(files: InterventionFiles, name: str, wait_s: float) -> InterventionAnswer | None:
+    end = time.monotonic() + wait_s
+    while (answer := files.read_answer(name)) is None and time.monotonic() < end:
+        time.sleep(_LOOK_EVERY_S)
+    return answer
+
+
+def _format_answer(answer: InterventionAnswer) -> str:
+    return f"accepted: {answer.sentence}" if answer.is_accepted else f"refused: {answer.sentence}"
+
+
+def _describe_waiting(folder: Path, file: Path) -> str:
+    withdraw = f"to withdraw it, remove {file}"
+    if not _is_locked(folder / LOCK):
+        return f"waiting: no process runs the sweep; {format_resume_command(folder)} executes it; {withdraw}"
+    events = read_events(folder / EVENTS_FILE)
+    if events and isinstance(events[-1], SweepClosed):
+        return (
+            "waiting: the trials of the sweep have ended, and it confirms or retrains now; when that is done, "
+            f"{format_resume_command(folder)} executes it; {withdraw}"
+        )
+    return f"waiting: the process that runs the sweep has not answered yet; {withdraw}"
+
+
+def _is_locked(lock: Path) -> bool:
+    """Return whether a process runs the sweep."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def _list_interventions(folder: Path) -> list[str]:
+    """Return a line for each command that was given, in order."""
+    files = InterventionFiles(folder)
+    steered = (TrialSteered, SweepSteered)
+    executed = {event.intervention: event for event in read_events(folder / EVENTS_FILE) if isinstance(event, steered)}
+    lines = [_describe_listed(files, name, executed.get(name)) for name in sorted({*files.list_ids(), *executed})]
+    return lines or ["no command was given"]
+
+
+def _describe_listed(files: InterventionFiles, name: str, event: TrialSteered | SweepSteered | None) -> str:
+    given_at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(name.partition("-")[0]) / 1000))
+    answer = files.read_answer(name)
+    try:
+        command = describe_intervention(files.read(name))
+    except (UserError, OSError) as error:  # the file is gone, or is ignored
+        command = event.action if event is not None else str(error)
+    if event is None and (answer is None or answer.is_accepted):
+        return f"{given_at}  {command}: waiting"
+    return f"{given_at}  {command}: {'accepted' if answer is None else _format_answer(answer)}"
+
+
+if __name__ == "__main__":
+    use_utf8()
+    raise SystemExit(main())

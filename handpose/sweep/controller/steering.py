@@ -1,0 +1,115 @@
+"""Checks an intervention of the user in a running sweep, and makes the event that executes it."""
+
+from collections.abc import Mapping
+
+from handpose.errors import UserError
+from handpose.search.searcher import Searcher
+from handpose.sweep.controller.history import History
+from handpose.sweep.record.events import SweepSteered, TrialSteered
+from handpose.sweep.record.interventions import BUDGET_LIMITS, Intervention
+
+
+def make_steering_event(
+    given: Intervention, *, at: float, history: History, searcher: Searcher
+) -> TrialSteered | SweepSteered:
+    """Check an intervention against the state of the sweep, and make its event. This changes nothing.
+
+    Args:
+        given: the intervention.
+        at: the sweep's own time in seconds.
+        history: the state of the sweep.
+        searcher: checks a configuration that the user adds.
+
+    Raises:
+        UserError: it is not possible now.
+    """
+    if given.action in ("stop", "retry", "keep"):
+        return _make_trial_event(given, at=at, history=history)
+    limits = dict(given.limits)
+    if given.action == "add":
+        assert given.params is not None, "checked when the intervention was read"
+        searcher.check_point(given.params)
+        if any(point.params == given.params for point in history.added):
+            raise UserError("this configuration has been added already, and is about to start")
+        num_wanted = len(history.trials) + len(history.added) + 1
+        if num_wanted > history.num_trials:
+            limits["num_trials"] = num_wanted
+    elif given.action == "trials":
+        _check_num_trials(limits["num_trials"], searcher)
+    elif given.action == "budget":
+        _check_budget(limits, history)
+    assert given.action in ("add", "trials", "slots", "pause", "resume", "budget")
+    event = SweepSteered(at, given.id, given.action, limits, None if given.params is None else dict(given.params))
+    if refusal := history.find_refusal(event):
+        raise UserError(refusal)
+    return event
+
+
+def _make_trial_event(given: Intervention, *, at: float, history: History) -> TrialSteered:
+    assert given.trial is not None, "checked when the intervention was read"
+    assert given.action in ("stop", "retry", "keep")
+    event = TrialSteered(at, given.id, given.action, given.trial)
+    if refusal := history.find_refusal(event):
+        raise UserError(refusal)
+    is_over = history.trials[given.trial].row.is_over
+    if given.action == "keep" and is_over and not history.retention.list_checkpoints(given.trial):
+        raise UserError(
+            f"trial {given.trial} has been stopped and has no checkpoint left to resume from; add starts its "
+            "configuration again in sweeps where trials may repeat one"
+        )
+    return event
+
+
+def _check_num_trials(num_trials: float | None, searcher: Searcher) -> None:
+    num_points = searcher.num_points
+    if num_points is not None and num_trials is not None and num_trials > num_points:
+        raise UserError(f"the search space has {num_points} configurations, and none is trained twice")
+
+
+def _check_budget(limits: Mapping[str, float | None], history: History) -> None:
+    if limits.get("gpu_hours") is not None and not history.gpus:
+        raise UserError("gpu_hours would never be spent: trials use no GPU; give time_budget_s instead")
+    if limits.get("stop_when") is None:
+        return
+    if history.settings.second_objective is not None or history.perturbs_params:
+        raise UserError(
+            "stop_when needs trials that one metric compares, each with fixed parameters; give time_budget_s instead"
+        )
+
+
+def describe_steering(event: TrialSteered | SweepSteered, history: History) -> str:
+    """Describe what an intervention has changed, for the answer to the user.
+
+    Args:
+        event: the event of the intervention.
+        history: the state of the sweep, which includes the event.
+    """
+    if isinstance(event, TrialSteered):
+        trial = history.trials[event.trial]
+        checkpoints = history.retention.list_checkpoints(event.trial)
+        epoch = checkpoints[-1].epoch if checkpoints else 0
+        start = f"from epoch {epoch}" if epoch else "from scratch"
+        then = f", and waits for a slot to go on {start}" if trial.row.state == "waiting" else ""
+        end = f"trains to sweep.max_epochs={history.settings.max_epochs}"
+        return {
+            "stop": f"trial {event.trial} is stopped",
+            "retry": f"trial {event.trial} is retried{then}",
+            "keep": f"trial {event.trial} {end}{then}",
+        }[event.action]
+    settings = history.settings
+    match event.action:
+        case "add":
+            return f"the next new trial has this configuration; the sweep has {history.num_trials} trials"
+        case "trials":
+            return f"the sweep has {history.num_trials} trials, of which {len(history.trials)} have been started"
+        case "slots":
+            return f"the largest number of trials at a time is {settings.max_concurrent}; running ones are not ended"
+        case "pause":
+            return "no trial starts, and running ones are interrupted when they have saved a checkpoint"
+        case "resume":
+            return "trials start again"
+    return ", ".join(
+        f"sweep.{name}={'null' if event.limits[name] is None else format(event.limits[name], 'g')}"
+        for name in BUDGET_LIMITS
+        if name in event.limits
+    )
