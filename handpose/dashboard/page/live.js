@@ -121,23 +121,24 @@ function searchedKeys(trials) {
 
 function showTrials(status) {
   const keys = searchedKeys(status.trials);
-  const titles = ["trial", "state", "epoch", status.metric, ...keys, "time", "node", "last decision", ...(readOnly ? [] : [""])];
+  const titles = ["trial", "state", ...(readOnly ? [] : [""]), "epoch", status.metric, ...keys, "time", "node", "last decision"];
   place("titles").replaceChildren(...titles.map((title) => make("th", title)));
   const order = { running: 0, waiting: 1, paused: 2 };
   const sorted = [...status.trials].sort((one, two) => (order[one.state] ?? 3) - (order[two.state] ?? 3) || two.number - one.number);
   place("trials").replaceChildren(...sorted.slice(0, MAX_ROWS).map((trial) => {
     const row = make("tr", "", trial.number === status.best ? "best" : "");
     row.id = `trial-${trial.number}`;
-    row.append(
-      make("td", trial.number), make("td", trial.state, `state-${trial.state}`), make("td", `${trial.epochs}/${status.max_epochs}`, "number"),
-      make("td", number(trial.metrics[status.metric]), "number"), ...keys.map((key) => make("td", key in trial.params ? number(trial.params[key]) : "", "number")),
-      make("td", duration(trial.seconds), "number"), make("td", trial.node), make("td", trial.error || trial.reason, "reason"),
-    );
+    row.append(make("td", trial.number), make("td", trial.state, `state-${trial.state}`));
     if (!readOnly) {
-      const cell = make("td", "");
+      const cell = make("td", "", "actions");
       cell.append(...actionsOf(trial).flatMap(([label, action]) => [button(label, action, trial.number), " "]));
       row.append(cell);
     }
+    row.append(
+      make("td", `${trial.epochs}/${status.max_epochs}`, "number"),
+      make("td", number(trial.metrics[status.metric]), "number"), ...keys.map((key) => make("td", key in trial.params ? number(trial.params[key]) : "", "number")),
+      make("td", duration(trial.seconds), "number"), make("td", trial.node), make("td", trial.error || trial.reason, "reason"),
+    );
     return row;
   }));
 }
