@@ -54,11 +54,16 @@ EVENTS = [
     SegmentFailed(2.5, 3, "killed", "gone", "a\nlong\nstory", True, 1.0, "gpu17", Reason("retries", 1, 2)),
     NodeQuarantined(2.6, "gpu17", [1, 3]),
     TrialEnded(3.0, 3, "stopped", "", Reason("not_promoted")),
+    SweepClosed(4.0, "finished", Reason("sweep.gpu_hours", 2.5, 2.0)),
+]
+
+STEERED = [
+    *EVENTS[:-1],
     TrialSteered(3.5, "00001766000000-0a1b2c3d", "keep", 3),
     SweepSteered(3.6, "00001766000001-0a1b2c3d", "add", {"num_trials": 13}, {"optimizer.lr": 2e-3}),
     SweepSteered(3.7, "00001766000002-0a1b2c3d", "budget", {"time_budget_s": None, "gpu_hours": 2.5}),
-    SweepClosed(4.0, "finished", Reason("sweep.gpu_hours", 2.5, 2.0)),
 ]
+"""The events of a sweep in which the user has intervened."""
 
 
 @pytest.fixture
@@ -85,6 +90,22 @@ def test_events_are_read_as_they_were_written(file):
         SweepClosed,
     }
     assert all(field.name != "event" for event in EVENTS for field in fields(event))
+
+
+def test_interventions_are_read_as_they_were_written_and_earlier_formats_do_not_have_them(tmp_path):
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    for event in STEERED:
+        log.append(event)
+    log.close()
+    assert read_events(path) == STEERED
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [{key: value for key, value in line.items() if key != "added_by"} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match="line 2 of 12 is damaged: 'trial_suggested' lacks 'added_by'"):
+        read_events(path)
+    path.write_text("".join(json.dumps(line) + "\n" for line in [lines[0] | {"version": 5}, *lines[1:]]))
+    assert read_events(path)[1].added_by == ""
 
 
 def test_events_of_format_3_are_read_under_their_new_names(tmp_path):
