@@ -154,7 +154,7 @@ def test_the_simulation_has_all_that_makes_accounts_differ(swept):
     assert {len(row.metrics) for row in diverged} == {1, 2}  # within an epoch, and at its end
     assert {row.epochs for row in history.table.rows.values() if row.state == "failed"} >= {0}
     expected = Expectations(NUM_TRIALS, None, 0, {"latency_ms": 4.5}, lambda number: None, 1)
-    replayed = replay_events(history._settings, expected, scheduler=make_asha(EPOCHS)())
+    replayed = replay_events(history.settings, expected, scheduler=make_asha(EPOCHS)())
     assert replayed.findings == []
 
 

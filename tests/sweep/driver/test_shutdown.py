@@ -80,7 +80,27 @@ def test_without_ray_a_sweep_is_copied_to_its_store_before_the_process_ends(sett
     monkeypatch.setattr(run, "exit_at_once", shutdown.exit_at_once)
     folder_sync = NotedSync(error)
     with pytest.raises(EndedAtOnceError, match="no longer answers"):
-        run._end_without_ray(SimpleNamespace(sweep=settings, folder_sync=folder_sync))
+        run._end_without_ray(SimpleNamespace(sweep=settings, folder_sync=folder_sync, notifier=None))
     assert folder_sync.finished == [{"timeout_s": 0.0, "with_study": False}]
     with pytest.raises(EndedAtOnceError):
-        run._end_without_ray(SimpleNamespace(sweep=settings, folder_sync=None))
+        run._end_without_ray(SimpleNamespace(sweep=settings, folder_sync=None, notifier=None))
+
+
+def test_a_lost_head_is_notified_before_the_process_ends(settings, monkeypatch):
+    class Notifier:
+        sent, is_closed = [], False
+
+        def send(self, event, text):
+            self.sent.append((event, text))
+
+        def close(self):
+            self.is_closed = True
+
+    monkeypatch.setattr(run, "exit_at_once", shutdown.exit_at_once)
+    notifier = Notifier()
+    with pytest.raises(EndedAtOnceError):
+        run._end_without_ray(SimpleNamespace(sweep=settings, folder_sync=None, notifier=notifier))
+    ((event, text),) = notifier.sent
+    assert event == "interrupted"
+    assert text.endswith(f"; to resume: python tune.py sweep.resume={settings.resume_path}")
+    assert notifier.is_closed

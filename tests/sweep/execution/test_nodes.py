@@ -67,11 +67,11 @@ def test_nodes_that_come_and_go_are_shown_and_slots_counted_where_trials_may_run
     state = SimpleNamespace(
         resize=lambda number, capacity: sizes.append((number, capacity.workers_by_node)),
         find_usable_nodes=lambda capacity: capacity.find_nodes_without({"gpu2"}) or capacity.nodes,
-        history=SimpleNamespace(table=SimpleNamespace(num_slots=0)),
+        history=SimpleNamespace(table=SimpleNamespace(num_slots=0), settings=make_settings(tmp_path)),
     )
     view = SimpleNamespace(show_note=notes.append)
     head = Node("0", "head", {"CPU": 0})  # it has no room for a trial
-    follow = _make_node_listener(make_settings(tmp_path), Slots(4, 1, 0.0), state, view)
+    follow = _make_node_listener(Slots(4, 1, 0.0), state, view)
     for alive in ([head, ONE], [head, ONE, TWO], [head, TWO], [head]):
         follow(alive)  # gpu2 is set aside
     assert sizes == [(4, {"gpu1": 4}), (4, {"gpu1": 4, "gpu2": 4}), (4, {"gpu2": 4}), (0, {})]
