@@ -91,8 +91,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         folder, config, trials, fixed_params=kept.get("fixed_params") or {}
     )
     constraints = (config.get("searcher") or {}).get("constraints") or {}
-    # A user who stops or keeps trials selects from those at a rung as well.
-    scheduler = None if course.has_steered_trials else restore_scheduler(config.get("scheduler") or {}, settings)
+    rungs = None if course.has_steered_trials else _find_rungs(config, settings)  # a user selects from all trials
     record = SweepRecord(
         name=settings.name,
         folder=str(folder),
@@ -106,8 +105,8 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         trials=trials,
         ranked=[row.number for row in table.rank_trials()],
         parameters=parameters,
-        rungs=scheduler.rungs if scheduler is not None and scheduler.selects_only_at_rungs else (),
-        selects_only_at_rungs=scheduler is not None and scheduler.selects_only_at_rungs,
+        rungs=rungs or (),
+        selects_only_at_rungs=rungs is not None,
         fixed=fixed,
         failures=course.failures,
         limits={name: limit for name, limit in constraints.items() if limit is not None},
@@ -121,6 +120,12 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         expected_gain=table.expected_gain,
     )
     return replace(record, importance=_compute_sweep_importance(record, distributions)) if with_importance else record
+
+
+def _find_rungs(config: Mapping[str, Any], settings: SweepSettings) -> tuple[int, ...] | None:
+    """Return the only epochs at which trials were stopped or paused; None if it can have happened at others."""
+    scheduler = restore_scheduler(config.get("scheduler") or {}, settings)
+    return scheduler.rungs if scheduler is not None and scheduler.selects_only_at_rungs else None
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

@@ -349,7 +349,12 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
             run_tuner(build_tuner(sweep, slots, bridge, run.trial_function, every_step=on_every_step), bridge)
         if not is_interrupted():
             state.close("finished")
-    if is_interrupted():
+    _check_end(sweep, state, is_interrupted=is_interrupted())
+
+
+def _check_end(sweep: SweepSettings, state: SweepController, *, is_interrupted: bool) -> None:
+    """Raise an error if the sweep was interrupted or has given up."""
+    if is_interrupted:
         raise SweepInterruptedError(f"the sweep was interrupted; to resume: {format_resume_command(sweep.resume_path)}")
     if state.halted_by is not None:
         raise SweepHaltedError(
