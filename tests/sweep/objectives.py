@@ -25,6 +25,14 @@ def curve(segment):
         report_epoch(epoch, {METRIC: end + 4 / epoch, "val/pck_auc": 0.5})
 
 
+def waits_for_a_command(segment):
+    """After epoch 2, waits until the first command of a user has been answered."""
+    for epoch in range(1, 5):
+        report_epoch(epoch, {METRIC: 4 / epoch})
+        while epoch == 2 and not list(Path(segment.folder, "control").glob("*.answer.json")):
+            time.sleep(0.02)
+
+
 def fails_or_diverges(segment):
     """Depth 1 diverges at epoch 2, depth 2 raises at epoch 2, depth 3 is trained."""
     depth = segment.params["model.decoder.depth"]

@@ -10,7 +10,7 @@ from handpose.sweep.control import main
 from handpose.sweep.record.events import SegmentFailed, SegmentStarted, read_events
 from handpose.sweep.record.interventions import InterventionFiles, make_intervention
 from tests.sweep.driver.test_run import GROWING
-from tests.sweep.objectives import curve, hangs_once
+from tests.sweep.objectives import curve, hangs_once, waits_for_a_command
 from tests.sweep.sweeps import make_settings, run_small_sweep
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ class User(threading.Thread):
     def __init__(self, folder, commands, *, num_reports):
         super().__init__(daemon=True)
         self.folder, self.commands, self.num_reports = folder, commands, num_reports
-        self.statuses, self.seconds = [], []
+        self.statuses = []
         self.start()
 
     def run(self):
@@ -30,9 +30,7 @@ class User(threading.Thread):
         while not events.is_file() or events.read_text().count('"epoch": 2, "metrics"') < self.num_reports:
             time.sleep(0.05)
         for command in self.commands:
-            began = time.monotonic()
-            self.statuses.append(main([str(self.folder), *command]))
-            self.seconds.append(time.monotonic() - began)
+            self.statuses.append(main(["--wait-s", "60", str(self.folder), *command]))
 
 
 def test_a_worker_whose_trial_is_stopped_is_released_although_it_reports_no_more(ray_started, tmp_path, write_space):
@@ -40,9 +38,8 @@ def test_a_worker_whose_trial_is_stopped_is_released_although_it_reports_no_more
     settings = make_settings(folder, num_trials=2)
     user = User(folder, [("stop", "0"), ("retry", "0"), ("stop", "1"), ("stop", "7")], num_reports=2)
     table = run_small_sweep(settings, space, hangs_once, scheduler=Fifo)
-    user.join(10)
+    user.join(60)
     assert user.statuses == [0, 0, 0, 2]
-    assert max(user.seconds) < 2.0
     assert [row.state for row in table.rows.values()] == ["complete", "stopped"]
     events = read_events(folder / "events.jsonl")
     assert not any(isinstance(event, SegmentFailed) for event in events)
@@ -67,7 +64,7 @@ def test_a_paused_sweep_waits_and_goes_on(ray_started, tmp_path, write_space):
     folder, space = tmp_path / "sweep", write_space(GROWING)
     settings = make_settings(folder, num_trials=6)
     user = User(folder, [("pause",), ("slots", "1"), ("resume",)], num_reports=1)
-    table = run_small_sweep(settings, space, curve, scheduler=Fifo)
-    user.join(10)
+    table = run_small_sweep(settings, space, waits_for_a_command, scheduler=Fifo)
+    user.join(60)
     assert user.statuses == [0, 0, 0]
     assert [row.state for row in table.rows.values()] == ["complete"] * 6
