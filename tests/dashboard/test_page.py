@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="ther
 
 @pytest.fixture
 def running(tmp_path):
-    """A sweep that reports an epoch every tenth of a second until it is told to end, and executes commands."""
+    """A sweep that reports an epoch every tenth of a second until it has to end, and executes commands."""
     sweep = WholeSweep(tmp_path / "hands", "scheduler=fifo", "sweep.max_epochs=1000", "sweep.num_trials=4")
     process = sweep.process(is_new=True)
     process.run(2)

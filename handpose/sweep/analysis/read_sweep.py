@@ -87,9 +87,8 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         _make_trial_record(history.trials[number], course, tell_story(stories.get(number), settings.metric), settings)
         for number in sorted(history.trials)
     ]
-    parameters, distributions, fixed = read_searched_space(
-        folder, config, trials, fixed_params=kept.get("fixed_params") or {}
-    )
+    fixed_params = kept.get("fixed_params") or {}
+    parameters, distributions, fixed = read_searched_space(folder, config, trials, fixed_params=fixed_params)
     constraints = (config.get("searcher") or {}).get("constraints") or {}
     rungs = None if course.has_steered_trials else _find_rungs(config, settings)  # a user selects from all trials
     record = SweepRecord(
