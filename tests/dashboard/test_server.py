@@ -122,7 +122,7 @@ def test_without_the_token_nothing_is_read_or_changed(folder, token):
 
 
 def test_a_page_of_another_origin_cannot_give_a_command(folder):
-    """What a browser sends for it: a simple request has no such header, and one with the header needs a preflight request."""
+    """A browser sends a simple request without the header, and a preflight request before one with it."""
     client = make_client(folder, headers={"origin": "http://evil.example"})
     del client.headers[HEADER]
     simple = client.post("/sweeps/0/commands", content=b'{"action": "pause"}', headers={"content-type": "text/plain"})
