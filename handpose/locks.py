@@ -43,6 +43,17 @@ def hold_lock(file: Path, *, mode: int = 0o777, on_wait: str | None = None) -> I
         lock.release()
 
 
+def is_locked(file: Path) -> bool:
+    """Return whether another process holds the lock of a file."""
+    if not file.exists():
+        return False
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
 @contextlib.contextmanager
 def hold_write_lock(file: Path, *, on_wait: str, make_error: Callable[[OSError], Exception]) -> Iterator[None]:
     """Hold a lock in the folder in which something is going to be created.

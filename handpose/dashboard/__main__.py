@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 import uvicorn
 
-from handpose.dashboard.live_sweep import LiveSweep, check_sweep
+from handpose.dashboard.live_sweep import LiveSweep
 from handpose.dashboard.server import make_app
 from handpose.errors import UserError
-from handpose.files import expand_home
 from handpose.program import exit_on_user_error, make_parser
-from handpose.urls import is_url
+from handpose.sweep.record.interventions import find_sweep_folder
 from handpose.utf8 import use_utf8
 
 _DESCRIPTION = """\
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--read-only", action="store_true", help="without buttons")
     options = parser.parse_args(arguments)
     with exit_on_user_error():
-        sweeps = [_open_sweep(place) for place in options.folders]
+        sweeps = [LiveSweep(find_sweep_folder(place)) for place in options.folders]
         with _listen(options.port) as listener:
             port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
             hosts = [f"{name}:{port}" for name in (_HOST, "localhost")]
@@ -50,14 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
             uvicorn.Server(config).run(sockets=[listener])
     return 0
-
-
-def _open_sweep(place: str) -> LiveSweep:
-    if is_url(place):
-        raise UserError(f"{place} is a URL; give the folder of the sweep on the machine that runs tune.py")
-    folder = expand_home(place).resolve()
-    check_sweep(folder)
-    return LiveSweep(folder)
 
 
 def _listen(port: int) -> socket.socket:

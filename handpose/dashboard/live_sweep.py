@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from handpose.errors import UserError
 from handpose.report.plots import plot_best_so_far, plot_learning_curves
 from handpose.sweep.analysis.read_sweep import read_sweep
 from handpose.sweep.analysis.status import summarise_status
@@ -73,9 +72,3 @@ class LiveSweep:
             record = read_sweep(self.folder, with_importance=False)
             charts = {"best": plot_best_so_far([record]), "curves": plot_learning_curves(record)}
         return {"status": status, "charts": charts, "read_at": time.time()}
-
-
-def check_sweep(folder: Path) -> None:
-    """Raise UserError if there is no sweep in a folder."""
-    if not (folder / "sweep.yaml").is_file():
-        raise UserError(f"{folder} has no sweep: there is no sweep.yaml in it; give the folder of a sweep")

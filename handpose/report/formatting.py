@@ -83,6 +83,11 @@ def cost_value(name: str, value: float) -> float:
     return value / _COSTS[name][2]
 
 
+def get_test_name(metric: str) -> str:
+    """Return the name that a validation metric has on the test split: `test/pck_auc` for `val/pck_auc`."""
+    return f"test/{metric.rpartition('/')[2]}"
+
+
 def format_params(params: Mapping[str, Any]) -> str:
     """Format parameters with short names: `depth 3, sigma 0.012, lr 0.00081`."""
     names = shorten_names(params)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from handpose.errors import UserError, join_lines
-from handpose.report.formatting import format_metric, format_params
+from handpose.report.formatting import format_metric, format_params, get_test_name
 from handpose.report.trial_table import TrialRow, TrialTable
 
 NotifiedEvent: TypeAlias = Literal["finished", "failed", "interrupted", "new_best", "quarantined"]
@@ -62,6 +62,8 @@ class Notifier:
             table: the trials, with this one.
             row: the trial.
         """
+        if self._thread is None or "new_best" not in self._events:
+            return
         ranked = table.rank_trials()
         if not ranked or ranked[0].number != row.number or self._best == row.number:
             return
@@ -154,7 +156,7 @@ def format_result(table: TrialTable, winner: TrialRow, retrained: Mapping[str, f
         report: the report.
     """
     text = f"the winner is trial {winner.number}: {format_metric(table.metric, table.get_value(winner))}"
-    tested = f"test/{table.metric.rpartition('/')[2]}"
+    tested = get_test_name(table.metric)
     if retrained is not None and (value := retrained.get(tested)) is not None:
         text += f"; retrained: test {format_metric(tested, value)}"
     return f"{text}; report: {report}"

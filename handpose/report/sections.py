@@ -18,6 +18,7 @@ from handpose.report.formatting import (
     format_metric_name,
     format_metric_value,
     format_value,
+    get_test_name,
 )
 from handpose.report.html import BLOCKS, HtmlPage
 from handpose.report.isolation import IsolationResult
@@ -212,7 +213,7 @@ def _make_headline_cards(record: SweepRecord, winner: TrialRecord) -> list[tuple
 def _get_test_value(record: SweepRecord) -> float | None:
     if record.retrained is None:
         return None
-    return record.retrained.metrics.get(f"test/{record.metric.partition('/')[2]}")
+    return record.retrained.metrics.get(get_test_name(record.metric))
 
 
 def _format_interval(record: SweepRecord, interval: Interval) -> str:

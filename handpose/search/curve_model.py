@@ -203,8 +203,8 @@ class CurvePosterior:
         Returns:
             The draws (n, num).
         """
-        unseen = -1 - np.arange(len(vectors))
-        prediction = self.predict(CurvePoints(vectors, np.full(len(vectors), epoch), unseen))
+        new_trials = -1 - np.arange(len(vectors))
+        prediction = self.predict(CurvePoints(vectors, np.full(len(vectors), epoch), new_trials))
         covariance = _compute_covariance(self._scales, prediction.inputs, prediction.inputs)
         covariance = covariance - prediction.whitened.T @ prediction.whitened
         own = self._scales.trial_level**2 + self._scales.trial_course**2

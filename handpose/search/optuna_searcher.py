@@ -169,8 +169,8 @@ class OptunaSearcher(Searcher):
         self._space, self._name, self._seed, self._second_objective = space, name, seed, second_objective
         self._make_sampler = _resolve_sampler(sampler, num_objectives=1 if second_objective is None else 2)
         if self._make_sampler is not None:
-            known = {"pool": CandidatePool(space), "max_epochs": max_epochs, "epoch_seconds": self._epoch_seconds}
-            self._make_sampler = _bind_search(self._make_sampler, **known)
+            search = {"pool": CandidatePool(space), "max_epochs": max_epochs, "epoch_seconds": self._epoch_seconds}
+            self._make_sampler = _bind_search(self._make_sampler, **search)
         sampler_kind = self._check_sampler(has_warm_start=bool(warm_start))
         # These two learn infeasibility from complete trials only, and a trial that is never trained is never complete.
         self._completes_infeasible = issubclass(sampler_kind, (GPSampler, BaseGASampler))

@@ -86,7 +86,7 @@ class Searcher:
     def suggest(self, number: int, /) -> Params | None:
         """Return the parameters of a new trial.
 
-        Numbers ascend by one from `first_number`. When the sweep is resumed, the last number may be asked for again.
+        Numbers ascend by one from `first_number`. When the sweep is resumed, the last number may come again.
 
         Args:
             number: the number of the trial.
@@ -110,7 +110,7 @@ class Searcher:
     def suggest_point(self, number: int, params: Mapping[str, Any], /) -> Params | None:
         """Use a configuration that the user has added, and `check_point` has accepted, for a new trial.
 
-        When the sweep is resumed, the last number may be asked for again.
+        When the sweep is resumed, the last number may come again.
 
         Args:
             number: the number of the trial.

@@ -13,10 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from handpose.errors import UserError
-from handpose.files import expand_home
+from handpose.locks import is_locked
 from handpose.program import exit_on_user_error, make_parser
 from handpose.sweep.record.events import EVENTS_FILE, SweepClosed, SweepSteered, TrialSteered, read_events
 from handpose.sweep.record.interventions import (
@@ -25,10 +23,10 @@ from handpose.sweep.record.interventions import (
     InterventionAnswer,
     InterventionFiles,
     describe_intervention,
+    find_sweep_folder,
     make_intervention,
 )
 from handpose.sweep.record.settings import LOCK, format_resume_command
-from handpose.urls import is_url
 from handpose.utf8 import use_utf8
 
 _DESCRIPTION = """\
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _make_parser().parse_args(arguments)
     with exit_on_user_error():
-        folder = _find_folder(options.place)
+        folder = find_sweep_folder(options.place)
         if options.action is None:
             print(*_list_interventions(folder), sep="\n")
             return 0
@@ -114,23 +112,6 @@ def _parse_seconds(text: str) -> float:
     return seconds
 
 
-def _find_folder(place: str) -> Path:
-    """Return the folder of a sweep.
-
-    Raises:
-        UserError: it is a URL, or holds no sweep.
-    """
-    if is_url(place):
-        raise UserError(
-            f"{place} is a URL, but a command is a file in the folder of the sweep, on the machine that runs tune.py; "
-            "give that folder"
-        )
-    folder = expand_home(place).resolve()
-    if not (folder / "sweep.yaml").is_file():
-        raise UserError(f"{place} has no sweep: there is no sweep.yaml in it; give the folder of a sweep")
-    return folder
-
-
 def _make_intervention(options: argparse.Namespace) -> Intervention:
     if options.action in ("stop", "retry", "keep"):
         return make_intervention(options.action, trial=options.trial)
@@ -176,7 +157,7 @@ def _format_answer(answer: InterventionAnswer) -> str:
 
 def _describe_waiting(folder: Path, file: Path) -> str:
     withdraw = f"to withdraw it, remove {file}"
-    if not _is_locked(folder / LOCK):
+    if not is_locked(folder / LOCK):
         return f"waiting: no process runs the sweep; {format_resume_command(folder)} executes it; {withdraw}"
     events = read_events(folder / EVENTS_FILE)
     if events and isinstance(events[-1], SweepClosed):
@@ -185,17 +166,6 @@ def _describe_waiting(folder: Path, file: Path) -> str:
             f"{format_resume_command(folder)} executes it; {withdraw}"
         )
     return f"waiting: the process that runs the sweep has not answered yet; {withdraw}"
-
-
-def _is_locked(lock: Path) -> bool:
-    """Return whether a process runs the sweep."""
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
 
 
 def _list_interventions(folder: Path) -> list[str]:

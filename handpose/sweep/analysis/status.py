@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from handpose.errors import UserError
 from handpose.files import read_json
-from handpose.report.formatting import format_duration, format_interval, format_metric
+from handpose.report.formatting import format_duration, format_interval, format_metric, get_test_name
 from handpose.report.reasons import format_spent_budget
 from handpose.report.terminal import SweepClock, render_sweep
 from handpose.report.trial_table import TrialRow
@@ -224,7 +224,7 @@ def _describe_later_steps(folder: Path, metric: str) -> list[str]:
 
 
 def _describe_retrained(metrics: Mapping[str, float | None], metric: str) -> str:
-    tested = f"test/{metric.rpartition('/')[2]}"
+    tested = get_test_name(metric)
     value = metrics.get(tested)
     return "retrained" if value is None else f"retrained   test {format_metric(tested, value)}"
 

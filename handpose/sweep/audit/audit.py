@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import hydra
 import optuna
-from filelock import FileLock, Timeout
 from hydra.utils import get_class, instantiate
 
 from handpose.config import search_path_override, to_plain_values
 from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.formats import rename_options
+from handpose.locks import is_locked
 from handpose.plain_values import is_same
 from handpose.program import exit_on_user_error, make_parser
 from handpose.search.optuna_searcher import OptunaSearcher
@@ -104,22 +104,11 @@ def audit(folder: Path) -> Findings:
         raise UserError(f"{folder} has no sweep: it contains neither sweep.yaml nor {EVENTS_FILE}")
     found = list(dict.fromkeys(_audit_once(folder)))
     for _ in range(_NUM_ATTEMPTS):
-        if not found or not _is_locked(folder):
+        if not found or not is_locked(folder / LOCK):
             break
         again = set(_audit_once(folder))
         found = [finding for finding in found if finding in again]
     return Findings(*([each.text for each in found if isinstance(each, kind)] for kind in (Lost, Repeated, Wrong)))
-
-
-def _is_locked(folder: Path) -> bool:
-    lock = folder / LOCK
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
 
 
 def _audit_once(folder: Path) -> Iterator[AuditFinding]:

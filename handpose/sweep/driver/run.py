@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -197,7 +197,7 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
                 f"sweep.num_trials={sweep.num_trials}: none is trained twice",
                 flush=True,
             )
-        make_rule = partial(make_stopping_rule, sweep, space)
+        make_rule = cache(partial(make_stopping_rule, sweep, space))
         num_trials = min(sweep.num_trials, searcher.num_points or sweep.num_trials)
         if sweep.stop_when is not None and (min_trials := make_rule().min_trials) > num_trials:
             print(

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from handpose.errors import UserError
-from handpose.files import write_atomically
+from handpose.files import expand_home, write_atomically
 from handpose.sweep.record.events import SweepAction, TrialAction
+from handpose.urls import is_url
 
 CONTROL_FOLDER = "control"
 """Folder of the interventions, in the folder of a sweep."""
@@ -108,6 +109,23 @@ def describe_intervention(given: Intervention) -> str:
         values = (f"{name}={'null' if value is None else value}" for name, value in given.limits.items())
         return f"{given.action} {' '.join(values)}"
     return " ".join([given.action, *map(str, given.limits.values())])
+
+
+def find_sweep_folder(place: str) -> Path:
+    """Return the folder of a sweep that can be steered.
+
+    Raises:
+        UserError: it is a URL, or holds no sweep.
+    """
+    if is_url(place):
+        raise UserError(
+            f"{place} is a URL, but a command is a file in the folder of the sweep, on the machine that runs tune.py; "
+            "give that folder"
+        )
+    folder = expand_home(place).resolve()
+    if not (folder / "sweep.yaml").is_file():
+        raise UserError(f"{place} has no sweep: there is no sweep.yaml in it; give the folder of a sweep")
+    return folder
 
 
 class InterventionFiles:
