@@ -16,6 +16,7 @@ from handpose.program import run_script
 from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand
 from tests.report.test_tensorboard import hparams_tab
+from tests.subprocesses import start_program, wait_for_end
 from tests.sweep.trainable.test_trial import SMALL
 from tune import exit_on_sweep_error
 
@@ -36,8 +37,8 @@ def start(tmp_path_factory):
     write_freihand(folder / "freihand", num_poses=24, variants=1, num_test=6, size=64)
 
     def started(*overrides):
-        command = [sys.executable, str(REPOSITORY / "tune.py"), *SMALL, "data.root=freihand", *SETTINGS, *overrides]
-        return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        given = (*SMALL, "data.root=freihand", *SETTINGS, *overrides)
+        return start_program(REPOSITORY / "tune.py", *given, cwd=folder)
 
     started.folder = folder
     return started
@@ -45,12 +46,8 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def swept(start):
-    process = start("sweep.name=first")
-    try:
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 0, err
+    status, out, err = wait_for_end(start("sweep.name=first"), timeout_s=300)
+    assert status == 0, err
     return start.folder / "outputs" / "sweeps" / "first", out, err
 
 
@@ -104,13 +101,12 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(swept, sta
     process = start("sweep.name=cut")
     _wait_until(lambda: events.is_file() and '"epoch": 1, ' in events.read_text())
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    status, _, err = wait_for_end(process, timeout_s=120)
     go_on = f"python tune.py sweep.resume={sweeps / 'cut'}"
-    assert (process.returncode, err.splitlines()[-1]) == (75, f"the sweep was interrupted; to resume: {go_on}")
+    assert (status, err.splitlines()[-1]) == (75, f"the sweep was interrupted; to resume: {go_on}")
 
     def resumed():
-        command = [sys.executable, str(REPOSITORY / "tune.py"), f"sweep.resume={sweeps / 'cut'}"]
-        return subprocess.Popen(command, cwd=start.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return start_program(REPOSITORY / "tune.py", f"sweep.resume={sweeps / 'cut'}", cwd=start.folder)
 
     process, size = resumed(), events.stat().st_size
     _wait_until(lambda: events.stat().st_size > size + 1500)
@@ -120,12 +116,11 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(swept, sta
     process = resumed()
     _wait_until((sweeps / "cut" / "retrain" / "checkpoints" / "last.ckpt").is_file)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert (process.returncode, err.splitlines()[-1]) == (75, f"the retraining was interrupted; to resume: {go_on}")
+    status, _, err = wait_for_end(process, timeout_s=120)
+    assert (status, err.splitlines()[-1]) == (75, f"the retraining was interrupted; to resume: {go_on}")
 
-    process = resumed()
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    status, _, err = wait_for_end(resumed(), timeout_s=300)
+    assert status == 0, err
     assert not audit(sweeps / "cut")
     whole, cut = (pd.read_csv(sweeps / name / "trials.csv") for name in ("first", "cut"))
     pd.testing.assert_frame_equal(whole.drop(columns=["seconds", "node"]), cut.drop(columns=["seconds", "node"]))
@@ -144,10 +139,10 @@ def test_a_trial_is_stopped_from_another_shell(start):
         command = [sys.executable, "-m", "handpose.sweep.control", str(folder), "stop", "0"]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "accepted: trial 0 is stopped\n", "")
-        out, err = process.communicate(timeout=300)
+        status, out, err = wait_for_end(process, timeout_s=300)
     finally:
         process.kill()
-    assert process.returncode == 0, err
+    assert status == 0, err
     assert "stop 0: trial 0 is stopped" in out + err
     trials = pd.read_csv(folder / "trials.csv").set_index("number")
     assert trials.loc[0, "state"] == "stopped"

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,6 +11,7 @@ from handpose.config_files import REPOSITORY
 from handpose.evaluation.submission import read_course
 from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand
+from tests.subprocesses import start_program, wait_for_end
 from tests.sweep.trainable.test_trial import SMALL
 
 pytestmark = pytest.mark.slow
@@ -28,8 +27,7 @@ def place(tmp_path_factory):
 
 
 def start(place, *overrides):
-    command = [sys.executable, str(REPOSITORY / "tune.py"), *overrides]
-    return subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_program(REPOSITORY / "tune.py", *overrides, cwd=place)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +56,8 @@ def test_the_plan_is_printed_and_recorded_and_keeps_the_values_of_the_user(kille
 def test_the_resumed_sweep_counts_the_time_before_and_ends_with_predictions(killed, place):
     used_s, _, folder = killed
     process = start(place, f"sweep.resume={folder}")
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
+    status, out, err = wait_for_end(process, timeout_s=400)
+    assert status == 0, err
     seconds = json.loads((folder / "budget.json").read_text())["seconds"]
     assert list(seconds) == ["preparation", "trials", "confirmation", "retraining", "report"]
     assert sum(seconds.values()) > used_s
@@ -74,8 +72,8 @@ def test_what_cannot_fit_is_refused_before_a_trial_is_trained(place):
     process = start(
         place, *GIVEN, "sweep.name=huge", "budget.minutes=2", "sweep.num_trials=5000", "sweep.max_epochs=100"
     )
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 2
+    status, _, err = wait_for_end(process, timeout_s=300)
+    assert status == 2
     assert "error: budget.minutes=2 leaves" in err
     assert "sweep.num_trials=5000, sweep.max_epochs=100 do not fit: at least about" in err
     assert not (place / "outputs/sweeps/huge").exists()
