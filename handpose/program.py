@@ -196,6 +196,11 @@ def _raise_keyboard_interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
+def raises_on_sigterm() -> bool:
+    """Whether SIGTERM is treated like Ctrl-C at the moment; see `interrupt_on_sigterm`."""
+    return signal.getsignal(signal.SIGTERM) is _raise_keyboard_interrupt
+
+
 def is_repeated_sigterm(number: int) -> bool:
     """Whether a signal is a SIGTERM that repeats one of the last seconds. For signal handlers, once for each signal."""
     global _last_sigterm_s

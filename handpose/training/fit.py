@@ -47,6 +47,7 @@ from handpose.training.checkpoints import (
     read_initial_weights,
 )
 from handpose.training.deadline import FitToDeadline
+from handpose.training.interruption import interrupt_between_batches
 from handpose.training.module import HandPose, make_parameter_groups
 from handpose.training.results import RunFolders, RunResult, TrainingResult, check_folders, prepare_folders
 from handpose.training.trainer import (
@@ -331,7 +332,8 @@ def _fit(
     ):
         trainer = make_training_trainer(config, folders, callbacks=callbacks, quiet=quiet, process_group=process_group)
         try:
-            trainer.fit(prepared.module, datamodule=prepared.data, ckpt_path=prepared.checkpoint, weights_only=True)
+            with interrupt_between_batches(trainer):
+                trainer.fit(prepared.module, datamodule=prepared.data, ckpt_path=prepared.checkpoint, weights_only=True)
         except (KeyboardInterrupt, SystemExit) as error:  # Lightning exits with status 1 after Ctrl-C
             raise KeyboardInterrupt(_explain_how_to_resume(config, trainer)) from error
     saved, splits = _find_checkpoint_callback(trainer), prepared.data.splits
@@ -404,7 +406,9 @@ def predict_loader(
     predictor = PredictionModule(prepared.module, views=instantiate_key(config, "test_time"))
     with suppress_library_output():
         try:
-            batches = make_prediction_trainer(config, quiet=quiet).predict(predictor, loader)
+            trainer = make_prediction_trainer(config, quiet=quiet)
+            with interrupt_between_batches(trainer):
+                batches = trainer.predict(predictor, loader)
         except (KeyboardInterrupt, SystemExit) as error:
             checkpoint = shlex.quote(quote_override("model.checkpoint_path", str(prepared.checkpoint)))
             how = f"give the same command with test=true {checkpoint}"
