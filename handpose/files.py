@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -53,6 +54,12 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def archive(folder: Path) -> None:
+    """Rename a folder to NAME_1, NAME_2 and so on, the first of which that does not exist."""
+    numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(1))
+    folder.rename(next(path for path in numbered if not path.exists()))
 
 
 def check_writable(folder: Path) -> None:

@@ -185,6 +185,11 @@ def _format_kept(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
     )
 
 
+def _format_raised(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
+    then = {"pause": "waits at a rung", "stop": "stopped at a rung"}.get(outcome, "continues")
+    return f"the user has raised sweep.max_epochs to {reason.cutoff:g}: {then}"
+
+
 def _format_other(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
     """Format a rule that only its scheduler knows."""
     parts = [reason.rule if reason.subject is None else f"{reason.rule} ({reason.subject})"]
@@ -231,6 +236,8 @@ _FORMATTERS: dict[str, tuple[_Formatter, tuple[str, ...]]] = {
     "stopped_by_user": _format_words("stopped by the user"),
     "retried_by_user": _format_words("retried by the user"),
     "sweep_paused": _format_words("the user has paused the sweep"),
+    "epochs_raised": (_format_raised, ("cutoff",)),
+    "no_checkpoint": _format_words("it has no checkpoint to go on from, although the user has raised sweep.max_epochs"),
     "returned": _format_words("its function returned before the last epoch"),
 }
 """Rule -> function of the reason, the metric, the outcome and the epoch; and the fields that the function needs."""

@@ -67,25 +67,30 @@ class Asha(Fifo):
     ) -> None:
         _check_asha_options(mode, grace_period, reduction_factor, brackets, max_epochs)
         self.needs_checkpoints = mode == "promote"
-        self._max_epochs = max_epochs
+        self._grace_period, self._reduction_factor = grace_period, reduction_factor
         self._seed = seed
-        all_epochs = list(_list_rung_epochs(grace_period, reduction_factor, max_epochs))
         self._costs: dict[int, float] = {}
-        make_rung = Rung if num_objectives == 1 else partial(ParetoRung, costs=self._costs)
-        self._brackets: list[dict[int, AnyRung]] = [
-            {math.ceil(epoch - _ROUNDING): make_rung(reduction_factor) for epoch in all_epochs[skipped:]}
-            for skipped in range(brackets)
-        ]
+        self._make_rung = Rung if num_objectives == 1 else partial(ParetoRung, costs=self._costs)
+        self._brackets: list[dict[int, AnyRung]] = [{} for _ in range(brackets)]
+        self._add_rungs(max_epochs)
+        self._bracket_by_trial: dict[int, dict[int, AnyRung]] = {}
+        self._running: set[int] = set()
+        self._paused: dict[int, AnyRung] = {}
+        self._has_complete_trial = False
+
+    def _add_rungs(self, max_epochs: int) -> None:
+        """Add the rungs below max_epochs that the brackets lack."""
+        self._max_epochs = max_epochs
+        all_epochs = list(_list_rung_epochs(self._grace_period, self._reduction_factor, max_epochs))
+        for skipped, bracket in enumerate(self._brackets):
+            for epoch in all_epochs[skipped:]:
+                bracket.setdefault(math.ceil(epoch - _ROUNDING), self._make_rung(self._reduction_factor))
         self.rungs = tuple(sorted(set().union(*self._brackets)))
         self._rungs_top_down = [
             bracket[epoch] for epoch in reversed(self.rungs) for bracket in self._brackets if epoch in bracket
         ]
         most = max(map(len, self._brackets))
         self._odds = [math.exp(len(bracket) - most) for bracket in self._brackets]
-        self._bracket_by_trial: dict[int, dict[int, AnyRung]] = {}
-        self._running: set[int] = set()
-        self._paused: dict[int, AnyRung] = {}
-        self._has_complete_trial = False
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Draw the trial's bracket."""
@@ -164,6 +169,16 @@ class Asha(Fifo):
     def on_trial_reopen(self, trial: int) -> None:
         """Count the trial as one that runs, until it pauses at its next rung."""
         self._running.add(trial)
+
+    def on_max_epochs(self, max_epochs: int) -> None:
+        """Add the rungs up to the new number of epochs. Trials keep their brackets."""
+        self._has_complete_trial = False
+        self._add_rungs(max_epochs)
+
+    def on_complete_trial(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
+        """Decide as at a report of this epoch, which may be a rung now."""
+        self._running.add(trial)
+        return self.on_trial_result(trial, epoch, loss)
 
 
 _ROUNDING = 1e-9

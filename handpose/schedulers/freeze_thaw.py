@@ -128,9 +128,8 @@ class FreezeThaw(Fifo):
             )
         if space is None:
             raise UserError("scheduler=freeze_thaw needs the search space of the sweep")
-        self._space, self._max_epochs, self._min_probability, self._seed = space, max_epochs, min_probability, seed
-        self._epochs = list_decision_epochs(max_epochs)
-        self.rungs = self._epochs[:-1]
+        self._space, self._min_probability, self._seed = space, min_probability, seed
+        self._set_max_epochs(max_epochs)
         self._pool = CandidatePool(space)
         self._trials: dict[int, _Trial] = {}
         self._model: CurveModel | None = None
@@ -140,6 +139,11 @@ class FreezeThaw(Fifo):
         self._new_vectors: np.ndarray | None = None
         self._num_changes = 0
         self._answer: tuple[int, bool, SegmentStart | None, Reason | None] = (-1, False, None, None)
+
+    def _set_max_epochs(self, max_epochs: int) -> None:
+        self._max_epochs = max_epochs
+        self._epochs = list_decision_epochs(max_epochs)
+        self.rungs = self._epochs[:-1]
 
     def make_stand_in(self) -> Scheduler:
         """Return a scheduler that lets trials train about as many epochs, to forecast costs: the model needs curves."""
@@ -193,6 +197,20 @@ class FreezeThaw(Fifo):
         self._trials[trial].state = "running"
         self._num_changes += 1
 
+    def on_max_epochs(self, max_epochs: int) -> None:
+        """Predict the losses after the new number of epochs from now on, with a model that is fitted to all values."""
+        self._set_max_epochs(max_epochs)
+        self._model = None
+        if self._has_model:
+            self._choose_values_to_fit()
+        self._num_changes += 1
+
+    def on_complete_trial(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
+        """Freeze the trial. It is thawed if that is worth most."""
+        self._trials[trial].state = "paused"
+        self._num_changes += 1
+        return "pause"
+
     def _record(self, number: int, epoch: int, loss: float) -> None:
         trial = self._trials[number]
         num_epochs = max(1, epoch - max(trial.losses, default=0))
@@ -204,9 +222,13 @@ class FreezeThaw(Fifo):
         self._num_values += epoch in self._epochs
         self._num_changes += 1
         if self._has_model and self._num_values >= _REFIT_FACTOR * self._num_fitted:
-            # What the model is fitted to is chosen here, not when it is needed, so that a resumed sweep fits the same.
-            self._num_fitted, self._model = self._num_values, None
-            self._fitted_curves = [ObservedCurve(each.vector, dict(each.losses)) for each in self._trials.values()]
+            self._choose_values_to_fit()
+
+    def _choose_values_to_fit(self) -> None:
+        """Choose what the next model is fitted to. A resumed sweep chooses at the same event, and so the same."""
+        self._num_values = sum(epoch in self._epochs for each in self._trials.values() for epoch in each.losses)
+        self._num_fitted, self._model = self._num_values, None
+        self._fitted_curves = [ObservedCurve(each.vector, dict(each.losses)) for each in self._trials.values()]
 
     def _record_decision(self, trial: int, epoch: int, decision: SchedulerDecision) -> None:
         if decision == "pause":

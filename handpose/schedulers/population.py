@@ -66,13 +66,16 @@ class PopulationBased(Fifo):
         self._interval = perturbation_interval
         self._quantile_fraction = quantile_fraction
         self._population_size = population_size
-        self._max_epochs = max_epochs
+        self._set_max_epochs(max_epochs)
         self._seed = seed
-        self.rungs = tuple(range(perturbation_interval, max_epochs, perturbation_interval))
         self._num_started = 0
         self._individuals: dict[int, _Individual] = {}
         self._ranking: list[tuple[float, bool, int]] = []  # `_Individual.rank` of those with a loss, best first
         self._waiting: list[tuple[int, int]] = []  # (epoch, trial) of paused trials, least trained first
+
+    def _set_max_epochs(self, max_epochs: int) -> None:
+        self._max_epochs = max_epochs
+        self.rungs = tuple(range(self._interval, max_epochs, self._interval))
 
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Add the trial to the population."""
@@ -131,6 +134,14 @@ class PopulationBased(Fifo):
         self._stop_waiting(individual)
         self._remove_rank(individual)
         individual.checkpoint = 0
+
+    def on_max_epochs(self, max_epochs: int) -> None:
+        """Compare trials up to the new number of epochs."""
+        self._set_max_epochs(max_epochs)
+
+    def on_complete_trial(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
+        """Take the trial back into the population, and decide as at a report of this epoch."""
+        return self.on_trial_result(trial, epoch, loss)
 
     def _has_less_trained_waiting(self, epoch: int) -> bool:
         return self._num_started < self._population_size or bool(self._waiting and self._waiting[0][0] < epoch)

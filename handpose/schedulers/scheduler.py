@@ -133,6 +133,28 @@ class Scheduler(Protocol):
             trial: the number of the trial, which had ended by a decision of the scheduler or by `on_trial_end`.
         """
 
+    def on_max_epochs(self, max_epochs: int) -> None:
+        """Handle a larger number of epochs of a complete trial, to which the user has raised it.
+
+        `on_complete_trial` follows for each trial that was complete. A scheduler without these two methods cannot go on
+        with more epochs.
+
+        Args:
+            max_epochs: the new number.
+        """
+
+    def on_complete_trial(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
+        """Decide whether a trial that was complete continues, stops or pauses now that trials have more epochs.
+
+        Its last report has been given to `on_trial_result`, which took it for the end of the trial. The decision must
+        not depend on rounding, even if `repeats_decisions` is False.
+
+        Args:
+            trial: the number of the trial.
+            epoch: its last epoch.
+            loss: the loss that it reported there.
+        """
+
 
 class Fifo:
     """Scheduler that trains every trial to its end; the base class of the other schedulers."""
@@ -179,3 +201,10 @@ class Fifo:
 
     def on_trial_reopen(self, trial: int) -> None:
         """Do nothing."""
+
+    def on_max_epochs(self, max_epochs: int) -> None:
+        """Do nothing."""
+
+    def on_complete_trial(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
+        """Continue."""
+        return "continue"

@@ -59,11 +59,15 @@ from handpose.search.space import Params, Space, count_grid_points
 from handpose.search.study import (
     ORIGIN_ATTRIBUTE,
     PARAMS_ATTRIBUTE,
+    RAISED_EPOCHS_ATTRIBUTE,
+    STUDY_ID_ATTRIBUTE,
+    SWEEP_ATTRIBUTE,
     close_storage,
     compute_excess,
     create_study,
     find_study,
     get_trial_params,
+    make_study_name,
     open_storage,
     parse_limits,
 )
@@ -167,10 +171,10 @@ class OptunaSearcher(Searcher):
         self._prior_probability = _parse_prior_probability(prior_probability) if space.priors else 0.0
         self.constraints = parse_limits(constraints or {})
         self._space, self._name, self._seed, self._second_objective = space, name, seed, second_objective
-        self._make_sampler = _resolve_sampler(sampler, num_objectives=1 if second_objective is None else 2)
-        if self._make_sampler is not None:
-            search = {"pool": CandidatePool(space), "max_epochs": max_epochs, "epoch_seconds": self._epoch_seconds}
-            self._make_sampler = _bind_search(self._make_sampler, **search)
+        self._sweep_name = name
+        self._objectives = {metric: mode} | ({} if second_objective is None else {second_objective: "min"})
+        self._resolved_sampler = _resolve_sampler(sampler, num_objectives=len(self._objectives))
+        self._make_sampler = self._bind_sampler(max_epochs)
         sampler_kind = self._check_sampler(has_warm_start=bool(warm_start))
         # These two learn infeasibility from complete trials only, and a trial that is never trained is never complete.
         self._completes_infeasible = issubclass(sampler_kind, (GPSampler, BaseGASampler))
@@ -191,18 +195,27 @@ class OptunaSearcher(Searcher):
         self._storage = open_storage(storage, folder)
         found = find_study(self._storage, name) if resume else None
         if found is None or _PLAN_ATTRIBUTE not in self._storage.get_study_user_attrs(found):
-            found = self._create_study(found, metric, mode, initial_trials or prepare_trials(), storage)
+            found = self._create_study(found, initial_trials or prepare_trials(), storage)
         self._study_id = found
-        self._read_study(is_grid=sampler is None)
+        self._read_study()
         self._next_number = None if resume else self.first_number
 
-    def _read_study(self, *, is_grid: bool) -> None:
+    def _bind_sampler(self, max_epochs: int) -> Callable[..., BaseSampler] | None:
+        """Return what makes a sampler, with what it needs to know of the search; None: a grid."""
+        if self._resolved_sampler is None:
+            return None
+        search = {"pool": CandidatePool(self._space), "max_epochs": max_epochs, "epoch_seconds": self._epoch_seconds}
+        return _bind_search(self._resolved_sampler, **search)
+
+    def _read_study(self) -> None:
         """Read the plan of the study, and the parameters of its trials."""
         attributes = self._storage.get_study_user_attrs(self._study_id)
         self.warm_start: list[dict[str, Any]] = attributes[_WARM_START_ATTRIBUTE]
         self.first_number: int = attributes[_PLAN_ATTRIBUTE]["first_number"]
         points: list[Params] = attributes[_PLAN_ATTRIBUTE]["points"]
-        self._first_points = order_grid_points(self._space, points, self._seed) if is_grid else points
+        self._first_points = (
+            order_grid_points(self._space, points, self._seed) if self._resolved_sampler is None else points
+        )
         self._origins: list[str] = attributes[_PLAN_ATTRIBUTE].get("origins", [])
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
         self._trial_ids = [trial._trial_id for trial in stored]  # by number
@@ -307,6 +320,37 @@ class OptunaSearcher(Searcher):
         """Store what has changed in a trial, unless it has ended in the study."""
         self._record_unstored(trial)
         self._update_trial(self._get_trial(trial.number), trial)
+
+    def on_max_epochs(self, max_epochs: int) -> None:
+        """Go on with a study in which the trials that were complete have not ended.
+
+        It is a copy of the study so far, which remains as it is, because Optuna does not change a trial that has ended.
+        If the sweep was killed before the copy was whole, it is made again.
+
+        Args:
+            max_epochs: the new number of epochs of a complete trial.
+        """
+        name = make_study_name(self._sweep_name, max_epochs)
+        found = find_study(self._storage, name)
+        if found is None or _PLAN_ATTRIBUTE not in self._storage.get_study_user_attrs(found):
+            found = self._copy_study(found, name, max_epochs)
+        self._study_id, self._name = found, name
+        self._make_sampler = self._bind_sampler(max_epochs)
+        self._read_study()
+
+    def _copy_study(self, incomplete_id: int | None, name: str, max_epochs: int) -> int:
+        if incomplete_id is not None:
+            self._storage.delete_study(incomplete_id)
+        attributes = self._storage.get_study_user_attrs(self._study_id)
+        study_id = create_study(self._storage, name, self._objectives, url=None)
+        for trial in self._storage.get_all_trials(self._study_id, deepcopy=False):
+            is_own = trial.number >= self.first_number
+            self._storage.create_new_trial(study_id, _reopen_trial(trial) if is_own else _demote_trial(trial))
+        own = {SWEEP_ATTRIBUTE: self._sweep_name, RAISED_EPOCHS_ATTRIBUTE: max_epochs}
+        copied = (_WARM_START_ATTRIBUTE, STUDY_ID_ATTRIBUTE, _PLAN_ATTRIBUTE)  # the last one marks a complete study
+        for key, value in {**own, **{key: attributes[key] for key in copied if key in attributes}}.items():
+            self._storage.set_study_user_attr(study_id, key, value)
+        return study_id
 
     def restore_trials(self, trials: Iterable[TrialSnapshot]) -> None:
         """Make the study agree with the events of the sweep, which a crash may have left ahead of or behind the study.
@@ -597,13 +641,10 @@ class OptunaSearcher(Searcher):
             if trial.number not in expected_numbers:
                 self._set_state(trial, TrialState.FAIL)
 
-    def _create_study(
-        self, incomplete_id: int | None, metric: str, mode: str, initial_trials: InitialTrials, storage: str | None
-    ) -> int:
+    def _create_study(self, incomplete_id: int | None, initial_trials: InitialTrials, storage: str | None) -> int:
         if incomplete_id is not None:
             self._storage.delete_study(incomplete_id)
-        second = {} if self._second_objective is None else {self._second_objective: "min"}
-        study_id = create_study(self._storage, self._name, {metric: mode, **second}, url=storage)
+        study_id = create_study(self._storage, self._name, self._objectives, url=storage)
         self._storage.set_study_user_attr(study_id, _WARM_START_ATTRIBUTE, initial_trials.import_summaries)
         for trial in initial_trials.trials:
             self._storage.create_new_trial(study_id, trial)
@@ -614,6 +655,35 @@ class OptunaSearcher(Searcher):
         }
         self._storage.set_study_user_attr(study_id, _PLAN_ATTRIBUTE, plan)  # last: it marks a complete study
         return study_id
+
+
+def _reopen_trial(trial: FrozenTrial) -> FrozenTrial:
+    """Return a copy of a trial that has not ended; `restore_trials` gives it its state. A skipped number stays one."""
+    if not trial.params and trial.state == TrialState.FAIL:
+        return trial
+    return create_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs=trial.system_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+
+
+def _demote_trial(trial: FrozenTrial) -> FrozenTrial:
+    """Return a copy of a trial of an earlier sweep, which was complete there but has too few epochs now."""
+    if trial.state != TrialState.COMPLETE:
+        return trial
+    return create_trial(
+        state=TrialState.PRUNED,
+        values=trial.values,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs=trial.system_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
 
 
 def _check_list_lengths(distributions: Mapping[str, BaseDistribution]) -> None:

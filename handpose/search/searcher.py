@@ -138,8 +138,17 @@ class Searcher:
         A trial that has ended may go on, if the user retries or keeps it.
         """
 
+    def on_max_epochs(self, max_epochs: int, /) -> None:
+        """Handle that the user has raised the number of epochs of a complete trial. By default, do nothing.
+
+        `restore_trials` follows with all trials: those that were complete have not ended any more.
+
+        Args:
+            max_epochs: the new number.
+        """
+
     def restore_trials(self, trials: Sequence[TrialSnapshot], /) -> None:
-        """Learn from all trials that the sweep has when it is started or resumed. Called before any other method."""
+        """Learn from all trials of the sweep. Called when it is started or resumed, and after `on_max_epochs`."""
         for trial in trials:
             self.on_trial_update(trial)
 

@@ -45,6 +45,9 @@ _CONSTRAINT_PREFIX = "constraints:"
 STUDY_ID_ATTRIBUTE = "id"
 """User attribute of a study with a unique identifier, since several studies may have the same name."""
 
+SWEEP_ATTRIBUTE, RAISED_EPOCHS_ATTRIBUTE = "sweep", "max_epochs"
+"""User attributes of a study that was made after `sweep.max_epochs` had been raised: its sweep, and the new number."""
+
 
 # --- storage ----------------------------------------------------------------------------------------------------------
 
@@ -232,6 +235,40 @@ def find_study(storage: BaseStorage, name: str) -> int | None:
         return storage.get_study_id_from_name(name)
     except KeyError:
         return None
+
+
+def make_study_name(sweep: str, max_epochs: int) -> str:
+    """Make the name of the study with which a sweep goes on after the user has raised `sweep.max_epochs`.
+
+    Optuna does not change a trial that has ended, so each number of epochs has a study of its own.
+
+    Args:
+        sweep: name of the sweep, which is the name of its first study.
+        max_epochs: the number of epochs of a complete trial from then on.
+    """
+    return f"{sweep} ({max_epochs} epochs)"
+
+
+def find_newest_study(storage: BaseStorage, sweep: str) -> tuple[int, int | None] | None:
+    """Find the study with which a sweep goes on.
+
+    Args:
+        storage: its storage.
+        sweep: name of the sweep.
+
+    Returns:
+        The identifier of the study, and the number of epochs to which the user has raised `sweep.max_epochs`, or None
+        if that has not happened. None if there is no study.
+    """
+    first = find_study(storage, sweep)
+    if first is None:
+        return None
+    found = {
+        study.user_attrs[RAISED_EPOCHS_ATTRIBUTE]: study._study_id
+        for study in storage.get_all_studies()
+        if study.user_attrs.get(SWEEP_ATTRIBUTE) == sweep and RAISED_EPOCHS_ATTRIBUTE in study.user_attrs
+    }
+    return (found[max(found)], max(found)) if found else (first, None)
 
 
 # --- trials -----------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from handpose.search.study import (
     STUDY_ID_ATTRIBUTE,
     close_storage,
     compute_excess,
-    find_study,
+    find_newest_study,
     get_last_value,
     get_trial_params,
     open_storage_for_reading,
@@ -395,7 +395,8 @@ def _read_earlier_sweep(given: str) -> _EarlierSweep:
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"searcher.warm_start: {file} is damaged, or not the file of a sweep ({reason})") from error
-    study, trials = _read_study(url, folder, sweep["name"])
+    study, raised_epochs, trials = _read_study(url, folder, sweep["name"])
+    conditions = conditions._replace(max_epochs=raised_epochs or conditions.max_epochs)
     return _EarlierSweep(folder, sweep["name"], study, revision, conditions, trials)
 
 
@@ -404,16 +405,17 @@ def _resolve_mode(metric: str, recorded: Mode | None) -> Mode:
     return recorded if recorded == "max" else get_direction(metric) or "min"
 
 
-def _read_study(url: str | None, folder: Path, name: str) -> tuple[str, list[FrozenTrial]]:
-    """Return the identifier of the study and its trials."""
+def _read_study(url: str | None, folder: Path, name: str) -> tuple[str, int | None, list[FrozenTrial]]:
+    """Return the identifier of the newest study, the epochs to which trials were raised (or None), and its trials."""
     try:
         storage = open_storage_for_reading(url, folder / "study")
         try:
-            found = find_study(storage, name)
+            found = find_newest_study(storage, name)
             if found is None:
                 raise UserError(f"there is no study {name} in it")
-            attributes = storage.get_study_user_attrs(found)
-            return attributes.get(STUDY_ID_ATTRIBUTE, str(folder)), storage.get_all_trials(found, deepcopy=False)
+            study, raised_epochs = found
+            name = storage.get_study_user_attrs(study).get(STUDY_ID_ATTRIBUTE, str(folder))
+            return name, raised_epochs, storage.get_all_trials(study, deepcopy=False)
         finally:
             close_storage(storage)
     except (OSError, ValueError, KeyError, AssertionError) as error:  # Optuna raises these for a damaged journal

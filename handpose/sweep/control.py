@@ -89,6 +89,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     for name, text in (
         ("trials", "change the number of trials (sweep.num_trials)"),
+        ("epochs", "raise the number of epochs of a complete trial (sweep.max_epochs)"),
         ("slots", "change how many trials run at a time at most (sweep.max_concurrent)"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -117,6 +118,8 @@ def _make_intervention(options: argparse.Namespace) -> Intervention:
         return make_intervention(options.action, trial=options.trial)
     if options.action == "trials":
         return make_intervention("trials", limits={"num_trials": options.number})
+    if options.action == "epochs":
+        return make_intervention("epochs", limits={"max_epochs": options.number})
     if options.action == "slots":
         return make_intervention("slots", limits={"max_concurrent": options.number})
     if options.action == "budget":

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from handpose.search.warm_start import find_used_seeds
 from handpose.sweep.budget.clock import BudgetClock
 from handpose.sweep.budget.stages import ConfirmationBudget, find_retraining_end, plan_confirmation
 from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
+from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.driver.resume import SweepTask, check_fingerprint, make_sweep_record, save_budgets
 from handpose.sweep.driver.run import SweepRun, describe_spent_budget, run_preflight_alone, run_sweep
@@ -33,6 +34,7 @@ from handpose.sweep.preflight.checks import (
     check_loaders,
     check_search,
     check_sweep,
+    check_validation_epochs,
     slots_here,
     summarise_data,
 )
@@ -124,8 +126,16 @@ class SweepPlan:
             needs_report=self.clock.is_limited,
             num_points=self.num_points,
             notifier=notifier,
+            check_epochs=self._check_epochs,
         )
         return run_sweep(run)
+
+    def _check_epochs(self, max_epochs: int) -> None:
+        """Raise UserError if a complete trial cannot have so many epochs."""
+        changed = replace(self.sweep, max_epochs=max_epochs)
+        scheduler = bind_scheduler(self.scheduler_class, changed, self.task.space)()
+        interval = self.task.config.trainer.check_val_every_n_epoch
+        check_validation_epochs(changed, scheduler, validation_interval=interval)
 
     def confirm_finalists(self, table: TrialTable, *, folder_sync: FolderSync | None = None) -> dict[str, Any] | None:
         """Train the finalists again; see `handpose.sweep.selection.confirm.confirm_finalists`.
@@ -139,14 +149,16 @@ class SweepPlan:
         Returns:
             The content of confirm.yaml; None if there was nothing to confirm.
         """
+        recipe = replace(self.recipe, max_epochs=table.max_epochs)  # the user may have raised it
+        trial_function = TrainingFunction.from_settings(recipe, self.sweep, Fifo(), needs_costs=False)
         return confirm_finalists(
             table,
-            sweep=self.sweep,
+            sweep=replace(self.sweep, max_epochs=table.max_epochs),
             cluster=self.cluster,
             space=self.task.space,
             defaults=self.task.defaults,
-            trial_function=TrainingFunction.from_settings(self.recipe, self.sweep, Fifo(), needs_costs=False),
-            command=self.recipe.format_command,
+            trial_function=replace(trial_function, saves_last=False),
+            command=recipe.format_command,
             origin=self.origin,
             folder_sync=folder_sync,
             used_seeds=find_used_seeds(self.task.config.searcher.get("warm_start") or []),
@@ -223,7 +235,8 @@ class SweepPlan:
 
     def _plan_confirmation(self, table: TrialTable) -> ConfirmationBudget:
         given = {override_key(item) for item in self.task.overrides} - set(self.clock.decisions.planned_keys)
-        return plan_confirmation(table, self.sweep, self.clock, schedule_epochs=self.schedule_epochs, given=given)
+        sweep = replace(self.sweep, max_epochs=table.max_epochs)
+        return plan_confirmation(table, sweep, self.clock, schedule_epochs=self.schedule_epochs, given=given)
 
     def _bind_preflight(self, trial_function: TrialFunction) -> Callable[[Slots], Slots]:
         measured = self.slots

@@ -102,9 +102,9 @@ def _estimate_reserve(plan: SweepPlan, table: TrialTable, *, at: float, left: Wo
     top_k, seeds = get_asked_confirmation(sweep, plan.clock.decisions)
     num_runs = (top_k + 1) * seeds if top_k else 0
     num_slots = max(1, estimate_slots(table, at))
-    confirmation_s = math.ceil(num_runs / num_slots) * sweep.max_epochs * epoch.wall_s
+    confirmation_s = math.ceil(num_runs / num_slots) * table.max_epochs * epoch.wall_s
     retraining = epoch.scale(sweep.workers_per_trial * plan.schedule_epochs)
-    needed = Work(confirmation_s, num_runs * sweep.max_epochs * epoch.gpu_s) + retraining + Work(REPORT_S, 0.0)
+    needed = Work(confirmation_s, num_runs * table.max_epochs * epoch.gpu_s) + retraining + Work(REPORT_S, 0.0)
     most = left.scale(_MAX_RESERVE)
     return Work(max(0.0, min(needed.wall_s, most.wall_s)), max(0.0, min(needed.gpu_s, most.gpu_s)))
 

@@ -80,6 +80,26 @@ def test_a_scheduler_that_says_so_selects_only_at_rungs(scheduler):
                 assert elsewhere <= set(fresh().rungs)
 
 
+def test_trials_that_were_complete_go_on_when_the_user_raises_the_epochs(scheduler):
+    """And the scheduler has the rungs of one that had so many from the start."""
+    for seed in range(3):
+        for fresh, calls in drive_all(scheduler, seed=seed, num_trials=8):
+            raised = fresh()
+            replay_calls(raised, calls)
+            reports = list_reports(calls)
+            complete = {trial: loss for trial, epoch, loss, _ in reports if epoch == 9}
+            raised.on_max_epochs(27)
+            decisions = {trial: raised.on_complete_trial(trial, 9, loss) for trial, loss in complete.items()}
+            assert set(decisions.values()) <= {"continue", "pause", "stop"}
+            assert not raised.rungs or max(raised.rungs) < 27
+            paused = [trial for trial, decision in decisions.items() if decision == "pause"]
+            going = [trial for trial, decision in decisions.items() if decision == "continue"]
+            if not going and paused:
+                start = raised.choose_trial_to_resume(can_start_trial=False)
+                assert start is not None
+                assert start.trial in paused
+
+
 def test_a_scheduler_that_changes_parameters_says_so(scheduler):
     for seed in range(5):
         for fresh, calls in drive_all(scheduler, seed=seed, num_trials=8):

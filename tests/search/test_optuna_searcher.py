@@ -1221,3 +1221,82 @@ def test_settings_of_the_sampler_are_configuration():
         "tune", ["searcher.points_to_evaluate=[{optimizer.lr:0.01,model/decoder:effpose}]", "searcher=gp"]
     ).searcher
     assert instantiate(first).keywords["points_to_evaluate"] == [{"optimizer.lr": 0.01, "model/decoder": "effpose"}]
+
+
+# --- more epochs ------------------------------------------------------------------------------------------------------
+
+
+def raise_epochs(searcher, max_epochs):
+    """What the sweep does when the user raises the number of epochs: complete trials go on."""
+    searcher.on_max_epochs(max_epochs)
+    snapshots = [
+        trial._replace(state="paused") if trial.state == "complete" else trial for trial in searcher.snapshots.values()
+    ]
+    searcher.restore_trials(snapshots)
+
+
+def without_state(trials):
+    return [{key: value for key, value in trial.items() if key not in ("state", "values")} for trial in trials]
+
+
+def test_complete_trials_go_on_in_a_study_of_their_own(make, write_space, storage):
+    searcher = make(write_space(NUMBERS), TPE, storage=storage)
+    run_alone(searcher, 8)
+    before, states = read_study(searcher), list_states(searcher)
+    attributes = searcher.study.user_attrs
+    raise_epochs(searcher, 9)
+    assert searcher.study.study_name == "test (9 epochs)"
+    assert {"COMPLETE", "PRUNED"} == set(states)
+    assert list_states(searcher) == ["WAITING" if state == "COMPLETE" else state for state in states]
+    assert without_state(read_study(searcher)) == without_state(before)
+    assert searcher.study.user_attrs == {**attributes, "sweep": "test", "max_epochs": 9}
+    assert searcher.study.metric_names == [METRIC]
+    first = optuna.load_study(study_name="test", storage=searcher._storage)
+    assert [trial.state.name for trial in first.trials] == states
+    searcher.on_segment_start(states.index("COMPLETE"))
+    for epoch in range(4, 10):
+        searcher.on_trial_result(states.index("COMPLETE"), epoch, 0.5)
+    searcher.on_trial_end(states.index("COMPLETE"), "complete")
+    assert searcher.study.trials[states.index("COMPLETE")].values == [0.5]
+
+
+@pytest.mark.parametrize("raises", [(9,), (9, 27)])
+def test_a_sweep_with_more_epochs_proposes_the_same_after_a_restart(make, write_space, raises):
+    space = write_space(NUMBERS)
+    whole, begun = (make(space, TPE, folder=folder) for folder in ("whole", "begun"))
+    for searcher in (whole, begun):
+        run_alone(searcher, 8)
+        for max_epochs in raises:
+            raise_epochs(searcher, max_epochs)
+    begun.close()
+    resumed = make(space, TPE, folder="begun", resume=True)
+    for max_epochs in raises:
+        resumed.on_max_epochs(max_epochs)
+    resumed.restore_trials(list(begun.snapshots.values()))
+    assert resumed.suggest(8) == whole.suggest(8)
+    assert read_study(resumed) == read_study(whole)
+
+
+def test_a_sweep_that_is_killed_while_its_study_is_copied_copies_it_again(make, write_space, monkeypatch):
+    space = write_space(NUMBERS)
+    whole, killed = (make(space, TPE, folder=folder) for folder in ("whole", "killed"))
+    for searcher in (whole, killed):
+        run_alone(searcher, 8)
+    raise_epochs(whole, 9)
+    num_copied = []
+
+    def store_some(*arguments):
+        num_copied.append(1)
+        if len(num_copied) > 3:
+            raise KeyboardInterrupt
+        return store(*arguments)
+
+    store = killed._storage.create_new_trial
+    with monkeypatch.context() as patch:
+        patch.setattr(killed._storage, "create_new_trial", store_some)
+        with pytest.raises(KeyboardInterrupt):
+            killed.on_max_epochs(9)
+    resumed = make(space, TPE, folder="killed", resume=True)
+    resumed.snapshots = dict(killed.snapshots)
+    raise_epochs(resumed, 9)
+    assert read_study(resumed) == read_study(whole)

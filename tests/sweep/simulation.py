@@ -125,12 +125,17 @@ class SimulatedSweep:
         number = self._choose_next_report()
         segment = self.segments[number]
         row = self.controller.history.table.rows[number]
+        last = segment.max_epochs or self.settings.max_epochs
+        rungs = self.rungs if segment.max_epochs is None else segment.rungs
         while True:
             self.epochs[number] = epoch = self.epochs[number] + 1
             is_new = epoch > row.epochs
-            is_due, is_late = epoch % self.every == 0, self.is_late and epoch not in self.rungs
+            is_due, is_late = epoch % self.every == 0, self.is_late and epoch not in rungs and epoch < last
             checkpoint = self.untold.pop(number, None)
             if is_due and not is_late:
+                if checkpoint is not None:  # it is not reported, as a newer one is
+                    with open_worker_files(segment, scratch=self.scratch) as files:
+                        files.discard(checkpoint)
                 checkpoint = self._save_checkpoint(segment, epoch)
             metrics = {METRIC: self.loss(number, segment.params, epoch)}
             goes_on = self.controller.process_report(
@@ -138,6 +143,9 @@ class SimulatedSweep:
             )
             if is_due and is_late and goes_on:
                 self.untold[number] = self._save_checkpoint(segment, epoch)
+            if goes_on and epoch == last:
+                self.controller.process_return(number)
+                goes_on = False
             if is_new or not goes_on:
                 break
         if not goes_on:

@@ -22,12 +22,18 @@ KINDS = {
 
 def draw_command(rng):
     """A command and its values, which may be refused."""
-    action = rng.choice(["stop", "retry", "keep", "keep", "add", "trials", "slots", "pause", "budget"])
+    action = rng.choice(
+        ["stop", "retry", "keep", "keep", "add", "trials", "epochs", "epochs", "slots", "pause", "budget"]
+    )
     if action in ("stop", "retry", "keep"):
         return action, {"trial": rng.randrange(6)}
     if action == "add":
         return action, {"params": {"optimizer.lr": rng.choice([0.002, 0.004, 0.006])}}
-    limits = {"trials": {"num_trials": rng.randint(4, 9)}, "slots": {"max_concurrent": rng.randint(1, 3)}}
+    limits = {
+        "trials": {"num_trials": rng.randint(4, 9)},
+        "epochs": {"max_epochs": rng.choice([6, 9])},
+        "slots": {"max_concurrent": rng.randint(1, 3)},
+    }
     return action, {"limits": limits.get(action, {"time_budget_s": 5000.0} if action == "budget" else {})}
 
 

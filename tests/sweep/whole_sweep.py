@@ -184,9 +184,13 @@ class SweepProcess:
         value = math.nan if (number, epoch) in self.diverges else compute_loss(segment.params, epoch)
         metrics = {METRIC: value, "val/pck_auc": 10 / (10 + value)}
         self.running[number] = (segment, epoch)
-        if not self.state.process_report(
+        goes_on = self.state.process_report(
             number, epoch, metrics, node="vm", resumed_from=segment.epoch, checkpoint=checkpoint
-        ):
+        )
+        if goes_on and epoch == (segment.max_epochs or self.sweep.max_epochs):
+            self.state.process_return(number)
+            goes_on = False
+        if not goes_on:
             del self.running[number]
         return 1
 
@@ -265,7 +269,7 @@ class WholeSweep:
             fingerprint="0123456789abcdef",
             resume=not is_new,
         )
-        rule = partial(make_stopping_rule, sweep, self.task.space)
+        rule = partial(make_stopping_rule, space=self.task.space)
         return SweepProcess(sweep, searcher, scheduler, self.recipe, make_rule=rule, **self.options)
 
     def run(self, num_reports=math.inf, *, stops=(), last="finished", given=()):

@@ -44,13 +44,13 @@ from handpose.sweep.record.events import (
     EpochReported,
     Event,
     SegmentFailed,
+    SegmentInterruptions,
     SegmentStarted,
     SweepClosed,
     SweepOpened,
     SweepSteered,
     TrialEnded,
     TrialSteered,
-    interrupts_segment,
     read_events,
 )
 from handpose.sweep.record.settings import SweepSettings, restore_settings
@@ -83,6 +83,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         stories.add(event)
     for number in history.live["running"]:
         history.trials[number].update_seconds(course.at)
+    settings = replace(settings, max_epochs=history.settings.max_epochs)  # the user may have raised it
     trials = [
         _make_trial_record(history.trials[number], course, tell_story(stories.get(number), settings.metric), settings)
         for number in sorted(history.trials)
@@ -142,7 +143,8 @@ class _Timeline:
         segments: trial -> its segments that are over.
         failures: all failures.
         perturbed: trials that the scheduler gave other parameters.
-        has_steered_trials: whether the user has stopped, retried or kept a trial.
+        has_steered_trials: whether the user has stopped, retried or kept a trial, or has raised the number of epochs
+            when some complete trials had no checkpoint to go on from.
     """
 
     at: float = 0.0
@@ -154,21 +156,23 @@ class _Timeline:
     _running: dict[int, tuple[float, int]] = field(default_factory=dict)  # trial -> (start time, epoch)
     perturbed: set[int] = field(default_factory=set)
     has_steered_trials: bool = False
-    _is_paused: bool = False
+    _complete: set[int] = field(default_factory=set)
+    _interruptions: SegmentInterruptions = field(default_factory=SegmentInterruptions)
 
     def add_event(self, event: Event, metric: str) -> None:
         """Add the next event."""
         self.at, self.end = event.at, ""
+        is_interrupted = bool(self._interruptions.add(event))
         match event:
             case SweepOpened():
                 self._end_all_segments(event.at)
-                self._is_paused = False
             case TrialSteered():
                 self.has_steered_trials = True
                 if event.action == "stop":
                     self._end_segment(event.trial, event.at, "over")
-            case SweepSteered():
-                self._is_paused = event.action == "pause" or (self._is_paused and event.action != "resume")
+            case SweepSteered(action="epochs"):
+                self.has_steered_trials |= self._complete != set(event.trials)
+                self._complete.clear()
             case SegmentStarted():
                 self._running[event.trial] = (event.at, event.epoch)
                 self.max_running = max(self.max_running, len(self._running))
@@ -179,6 +183,10 @@ class _Timeline:
                     self._end_segment(event.trial, event.at, "over")
             case EpochReported():
                 self._add_report(event, metric)
+                if event.decision == "complete":
+                    self._complete.add(event.trial)
+                if event.decision != "continue" or is_interrupted:
+                    self._end_segment(event.trial, event.at, "over")
             case SegmentFailed():
                 self.failures.append(FailureRecord(event.trial, event.kind, event.cause, event.retry))
                 self._end_segment(event.trial, event.at, "lost")
@@ -202,8 +210,6 @@ class _Timeline:
         value = event.metrics.get(metric, math.nan)
         report = EpochReport(event.epoch, event.at, before + event.at - began, value)
         self.reports.setdefault(event.trial, []).append(report)
-        if event.decision != "continue" or interrupts_segment(event, is_sweep_paused=self._is_paused):
-            self._end_segment(event.trial, event.at, "over")
 
     def _end_segment(self, trial: int, at: float, end: Literal["over", "lost"]) -> None:
         if trial in self._running:

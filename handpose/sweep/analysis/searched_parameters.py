@@ -10,7 +10,7 @@ from handpose.plain_values import is_same
 from handpose.report.sweep_record import Parameter, TrialRecord
 from handpose.search.distributions import make_labels, parse_label
 from handpose.search.space import YamlSpace, fix_params, load_space
-from handpose.search.study import JOURNAL_FILE, close_storage, find_study, open_storage_for_reading
+from handpose.search.study import JOURNAL_FILE, close_storage, find_newest_study, open_storage_for_reading
 
 
 def read_searched_space(
@@ -73,8 +73,10 @@ def _read_study_distributions(
         return {}
     try:
         storage = open_storage_for_reading(None, folder / "study")
-        study = find_study(storage, config["sweep"]["name"])
-        drawn = {} if study is None else {each.number: each for each in storage.get_all_trials(study, deepcopy=False)}
+        study = find_newest_study(storage, config["sweep"]["name"])
+        drawn = (
+            {} if study is None else {each.number: each for each in storage.get_all_trials(study[0], deepcopy=False)}
+        )
         close_storage(storage)
     except Exception:  # another version of Optuna wrote it, or a sweep is writing it now
         return {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from handpose.report.formatting import format_cost, format_metric, format_params, format_value
 from handpose.report.reasons import format_close_reason, format_reason
 from handpose.report.sweep_record import StoryLine
+from handpose.schedulers.reason import Reason
 from handpose.sweep.record.events import (
     CostsMeasured,
     Decision,
@@ -13,6 +14,7 @@ from handpose.sweep.record.events import (
     Event,
     NodeQuarantined,
     SegmentFailed,
+    SegmentInterruptions,
     SegmentStarted,
     SweepClosed,
     SweepOpened,
@@ -21,7 +23,6 @@ from handpose.sweep.record.events import (
     TrialEnded,
     TrialSteered,
     TrialSuggested,
-    interrupts_segment,
 )
 
 _VERBS: Mapping[Decision, str] = {
@@ -37,6 +38,12 @@ _RULES_WITHOUT_VALUE = ("max_epochs", "turn", "kept_by_user")
 
 _RULE_OF_EVERY_EPOCH = "median"
 
+_INTERRUPTIONS = {
+    "sweep_paused": "the user has paused the sweep",
+    "epochs_raised": "it continues with the larger sweep.max_epochs",
+}
+"""Rule of `SegmentInterruptions` -> what the trial waits for."""
+
 _STEERED: Mapping[TrialAction, str] = {
     "stop": "stopped by the user",
     "retry": "retried by the user: waits for a slot",
@@ -50,18 +57,19 @@ class StoryEvents:
     def __init__(self) -> None:
         self._events: dict[int, list[Event]] = {}
         self._running: set[int] = set()
-        self._is_paused = False
+        self._complete: set[int] = set()
+        self._interruptions = SegmentInterruptions()
 
     def add(self, event: Event) -> None:
         """Add the next event of the sweep."""
+        interruption = self._interruptions.add(event)
         if isinstance(event, SweepSteered):
-            self._add_pause(event)
+            self._add_sweep_steered(event)
             return
         if isinstance(event, (SweepOpened, SweepClosed)):
             for number in self._running & self._events.keys():
                 self._events[number].append(event)
             self._running.clear()
-            self._is_paused = False
             return
         if isinstance(event, NodeQuarantined):
             for number in self._events.keys() & set(event.trials):
@@ -77,15 +85,20 @@ class StoryEvents:
             self._running.discard(event.trial)
         elif isinstance(event, TrialSteered):
             self._running -= {event.trial} if event.action == "stop" else set()
-        elif isinstance(event, EpochReported) and interrupts_segment(event, is_sweep_paused=self._is_paused):
+        elif interruption:
             self._running.discard(event.trial)
+        if getattr(event, "decision", "") == "complete":
+            self._complete.add(event.trial)
 
-    def _add_pause(self, event: SweepSteered) -> None:
-        """Add the begin or the end of a pause to the trials that run. No other change of a sweep concerns them."""
-        if event.action in ("pause", "resume"):
-            self._is_paused = event.action == "pause"
-            for number in self._running & self._events.keys():
-                self._events[number].append(event)
+    def _add_sweep_steered(self, event: SweepSteered) -> None:
+        """Add a pause to the trials that run, and more epochs also to complete ones. Other changes concern no trial."""
+        if event.action not in ("pause", "resume", "epochs"):
+            return
+        concerned = self._running | (self._complete if event.action == "epochs" else set())
+        for number in concerned & self._events.keys():
+            self._events[number].append(event)
+        if event.action == "epochs":
+            self._complete.clear()
 
     def get(self, trial: int) -> Sequence[Event]:
         """Return the events of a trial, in order; empty if there is no such trial."""
@@ -118,7 +131,9 @@ def tell_story(events: Iterable[Event], metric: str) -> list[StoryLine]:
     Returns:
         What happened to the trial, in order. The last line says how it ended, or what it does now.
     """
-    story, events = _Story(metric), list(events)
+    events = list(events)
+    number = next((event.trial for event in events if isinstance(event, TrialSuggested)), -1)
+    story = _Story(metric, number)
     for place, event in enumerate(events):
         story.add(event, node=_find_node(events[place + 1 :]) if isinstance(event, SegmentStarted) else "")
     return story.finish()
@@ -140,6 +155,7 @@ class _Story:
 
     Attributes:
         metric: the metric of the sweep.
+        number: number of the trial.
         lines: the lines.
         params: the parameters that the trial is trained with.
         last_report: the last report since the last other event; None if there is none.
@@ -147,11 +163,11 @@ class _Story:
         last_rule: the rule by which the last line says that the trial continues; empty if it says something else.
         note: the last note of a report.
         is_running: whether a segment of the trial is running.
-        is_sweep_paused: whether the user has paused the sweep.
         num_segments: number of segments started so far.
     """
 
     metric: str
+    number: int
     lines: list[StoryLine] = field(default_factory=list)
     params: Mapping[str, object] = field(default_factory=dict)
     last_report: EpochReported | None = None
@@ -159,13 +175,14 @@ class _Story:
     last_rule: str = ""
     note: str = ""
     is_running: bool = False
-    is_sweep_paused: bool = False
     num_segments: int = 0
+    _interruptions: SegmentInterruptions = field(default_factory=SegmentInterruptions)
 
     def add(self, event: Event, *, node: str) -> None:
         """Add the lines of the next event. `node` is the node of the segment that it starts."""
+        interruption = self._interruptions.add(event)
         if isinstance(event, EpochReported):
-            self._add_report(event)
+            self._add_report(event, interruption)
             return
         for text in self._describe(event, node):
             self.lines.append(StoryLine(event.at, text))
@@ -176,13 +193,13 @@ class _Story:
             self.num_segments += 1
         elif isinstance(event, TrialSuggested):
             self.params = event.params
-        elif isinstance(event, SweepSteered):
-            self.is_sweep_paused = event.action == "pause"
         elif isinstance(event, TrialSteered):
             self.is_running = self.is_running and event.action != "stop"
-        elif not isinstance(event, (CostsMeasured, NodeQuarantined)) or getattr(event, "decision", "") == "infeasible":
+        elif (
+            not isinstance(event, (CostsMeasured, NodeQuarantined, SweepSteered))
+            or getattr(event, "decision", "") == "infeasible"
+        ):
             self.is_running = False
-            self.is_sweep_paused = self.is_sweep_paused and not isinstance(event, SweepOpened)
 
     def finish(self) -> list[StoryLine]:
         """Return the lines; for a running trial, the last one has its newest report."""
@@ -191,16 +208,16 @@ class _Story:
             return [*self.lines, StoryLine(last.at, f"epoch {last.epoch}: {self._format_value(last)}; running")]
         return self.lines
 
-    def _add_report(self, event: EpochReported) -> None:
+    def _add_report(self, event: EpochReported, interruption: str) -> None:
         self.last_report, self.epoch = event, event.epoch
         if event.note and event.note != self.note:
             self.lines.append(StoryLine(event.at, f"epoch {event.epoch}: {event.note}"))
             self.last_rule = ""
         self.note = event.note
-        if interrupts_segment(event, is_sweep_paused=self.is_sweep_paused):
-            text = f"epoch {event.epoch}: {self._format_value(event)}; waiting: the user has paused the sweep"
+        if interruption:
+            text = f"epoch {event.epoch}: {self._format_value(event)}; waiting: {_INTERRUPTIONS[interruption]}"
             self.lines.append(StoryLine(event.at, text))
-            self.last_rule, self.is_running, self.is_sweep_paused = "", False, False
+            self.last_rule, self.is_running = "", False
             return
         if event.decision == "continue" and event.reason is None:
             return
@@ -243,11 +260,21 @@ class _Story:
             case TrialSteered():
                 yield _STEERED[event.action]
             case SweepSteered():
-                yield "the user has paused the sweep" if event.action == "pause" else "the user has resumed the sweep"
+                yield self._describe_sweep_steered(event)
             case SweepOpened() if self.is_running:
                 yield "waiting: the process that ran the sweep ended"
             case SweepClosed() if self.is_running:
                 yield f"waiting: {format_close_reason(event.reason, event.budget)}"
+
+    def _describe_sweep_steered(self, event: SweepSteered) -> str:
+        if event.action != "epochs":
+            return "the user has paused the sweep" if event.action == "pause" else "the user has resumed the sweep"
+        text = f"the user has raised sweep.max_epochs from {event.epochs_before} to {event.limits['max_epochs']:g}"
+        if self.is_running:
+            return text
+        if self.number not in event.trials:
+            return f"{text}; stopped: {format_reason(Reason('no_checkpoint'), self.metric, outcome='stop')}"
+        return f"{text}; {_VERBS[event.decisions[event.trials.index(self.number)]]}"
 
     def _describe_start(self, event: SegmentStarted, node: str) -> str:
         if event.source is not None:

@@ -10,6 +10,7 @@ nothing in the folder.
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from handpose.search.space import flatten_config
 from handpose.search.study import (
     JOURNAL_FILE,
     close_storage,
-    find_study,
+    find_newest_study,
     get_trial_params,
     open_storage_for_reading,
     parse_limits,
@@ -131,10 +132,18 @@ def _audit_once(folder: Path) -> Iterator[AuditFinding]:
         yield from replayed.findings
         if not replayed.events:
             return
+        audited, sweep = _apply_raised_epochs(audited, replayed)
         if study is not None:
             yield from audit_study(audited, replayed, study)
     yield from audit_trial_files(replayed, sweep, in_tab=True)
     yield from audit_results(audited, replayed)
+
+
+def _apply_raised_epochs(audited: AuditedSweep, replayed: ReplayResult) -> tuple[AuditedSweep, SweepSettings]:
+    """Return what is audited, and its settings, with the number of epochs to which the user has raised it."""
+    max_epochs = replayed.history.settings.max_epochs
+    settings = replace(audited.settings, max_epochs=max_epochs)
+    return audited._replace(settings=settings, recipe=replace(audited.recipe, max_epochs=max_epochs)), settings
 
 
 def _find_unreadable_lines(folder: Path) -> Iterator[AuditFinding]:
@@ -181,8 +190,8 @@ def _open_study(task: SweepTask, folder: Path) -> Iterator[tuple[optuna.Study | 
         return
     try:
         storage = open_storage_for_reading(url, folder / "study")
-        is_there = find_study(storage, name) is not None
-        study = optuna.load_study(study_name=name, storage=storage) if is_there else None
+        found = find_newest_study(storage, name)
+        study = None if found is None else optuna.Study(storage.get_study_name_from_id(found[0]), storage)
         study and study.get_trials(deepcopy=False)
     except Exception as error:  # whatever Optuna raises for a damaged journal
         yield None, [Wrong(f"{label} cannot be read ({type(error).__name__}: {error})")]

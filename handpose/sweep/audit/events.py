@@ -45,6 +45,7 @@ FINAL_REASONS: tuple[CloseReason, ...] = ("finished", "spent")
 _ALLOWED_LIMITS: Mapping[str, tuple[str, ...]] = {
     "add": ("num_trials",),
     "trials": ("num_trials",),
+    "epochs": ("max_epochs",),
     "slots": ("max_concurrent",),
     "budget": BUDGET_LIMITS,
 }
@@ -164,7 +165,7 @@ def replay_events(
     expected: Expectations,
     *,
     scheduler: Scheduler,
-    command: Callable[[Params], str] = lambda params: "",
+    command: Callable[..., str] = lambda params, max_epochs=0: "",
     label: str = "",
 ) -> ReplayResult:
     """Apply the events of a sweep, and check each of them.
@@ -484,7 +485,7 @@ class _EventChecker:
         following, name = (before // every + 1) * every, f"reports epoch {event.epoch} of trial {event.trial}"
         said = f"{name} after epoch {before}, but the report of epoch {following} is missing"
         self._require(event.epoch <= following, said, Lost)
-        max_epochs = self._settings.max_epochs
+        max_epochs = self._replayed.history.settings.max_epochs
         self._require(event.epoch <= max_epochs, f"{name}, but sweep.max_epochs is {max_epochs}")
         if event.resumed_from != begun.epoch:
             kind = Repeated if event.resumed_from < begun.epoch else Wrong

@@ -114,7 +114,9 @@ def _audit_confirm_sweep(audited: AuditedSweep) -> ReplayResult:
     if not kept.is_file():
         found.append(Lost(f"{label}sweep.yaml is missing"))
     elif record:
-        origin = {key: value for key, value in record.items() if key not in ("confirms", "format", PROCESS_MB)}
+        origin = {
+            key: value for key, value in record.items() if key not in ("confirms", "epochs", "format", PROCESS_MB)
+        }
         for name, theirs, ours in find_differences(origin, dict(task.origin or {})):
             found.append(Wrong(f"{label}sweep.yaml has {name}={theirs}, but sweep.yaml has {ours}"))
         confirms = str(record.get("confirms"))

@@ -79,8 +79,9 @@ class SweepController:
         log: the event log. The events in it are checked and replayed.
         history: an empty history.
         searcher: proposes parameters and stores the study.
-        make_stopping_rule: makes the rule that estimates whether further trials are worth it. It is called when
-            `sweep.stop_when` is first needed; None: the sweep does not ask.
+        make_stopping_rule: makes the rule that estimates whether further trials are worth it, from the settings. It is
+            called when `sweep.stop_when` is first needed; None: the sweep does not ask.
+        check_epochs: raises UserError if a complete trial cannot have so many epochs.
         clock: returns the time in seconds.
 
     Attributes:
@@ -100,7 +101,8 @@ class SweepController:
         log: EventLog,
         history: History,
         searcher: Searcher,
-        make_stopping_rule: Callable[[], StoppingRule] | None = None,
+        make_stopping_rule: Callable[[SweepSettings], StoppingRule] | None = None,
+        check_epochs: Callable[[int], None] = lambda max_epochs: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.history = history
@@ -110,6 +112,7 @@ class SweepController:
         self._log = log
         self._searcher = searcher
         self._make_stopping_rule = make_stopping_rule
+        self._check_epochs = check_epochs
         self._stopping_rule: StoppingRule | None = None
         self._expected_gain: float | None = None
         self._num_slots = 0
@@ -118,6 +121,8 @@ class SweepController:
         self._listener: EventListener | None = None
         self.past_events: Sequence[Event] = log.events
         history.replay(log.events)
+        for max_epochs in history.raised_epochs:
+            searcher.on_max_epochs(max_epochs)
         self._elapsed_before_s = history.at
         self._opened_at_s = clock()
 
@@ -133,11 +138,14 @@ class SweepController:
         num_points = self._searcher.num_points
         num_trials = self._settings.num_trials if num_points is None else min(self._settings.num_trials, num_points)
         self._record_event(SweepOpened(self.elapsed_s(), num_trials, gpus))
-        self._searcher.restore_trials([snapshot_trial(trial) for trial in self.history.trials.values()])
+        self._restore_searcher()
         for number in self.history.live["waiting"]:
             self._adopt_checkpoints(number)
         self.history.retention.reconcile()
         self._listener = listener
+
+    def _restore_searcher(self) -> None:
+        self._searcher.restore_trials([snapshot_trial(trial) for trial in self.history.trials.values()])
 
     def resize(self, num_slots: int, capacity: NodeCapacity) -> None:
         """Update the cluster's size after nodes have joined or left.
@@ -236,7 +244,10 @@ class SweepController:
             SegmentStarted(self.elapsed_s(), number, segment, epoch, trial.gpus, source, taken, params, reason)
         )
         where = (self._settings.folder, trial.gpus, self._settings.storage_url)
-        return TrialSegment(number, segment, dict(trial.row.params), epoch, held, *where)
+        made = TrialSegment(number, segment, dict(trial.row.params), epoch, held, *where)
+        if self.history.raised_epochs:
+            made = made._replace(max_epochs=self.history.settings.max_epochs, rungs=self.history.rungs)
+        return made
 
     def _adopt_checkpoints(self, number: int) -> None:
         """Adopt checkpoints that the trial has saved but could not report.
@@ -369,10 +380,20 @@ class SweepController:
     def steer(self, given: Intervention) -> InterventionAnswer:
         """Execute an intervention of the user, unless it is refused. Each one must be given once."""
         try:
-            event = make_steering_event(given, at=self.elapsed_s(), history=self.history, searcher=self._searcher)
+            event = make_steering_event(
+                given,
+                at=self.elapsed_s(),
+                history=self.history,
+                searcher=self._searcher,
+                check_epochs=self._check_epochs,
+            )
         except UserError as refusal:
             return InterventionAnswer(False, str(refusal))
         self._record_event(event)
+        if event.action == "epochs":
+            self._searcher.on_max_epochs(self.history.settings.max_epochs)
+            self._restore_searcher()
+            self._stopping_rule = None
         return InterventionAnswer(True, describe_steering(event, self.history))
 
     def is_current(self, segment: TrialSegment) -> bool:
@@ -390,7 +411,7 @@ class SweepController:
             return True
         needs_rule = self.history.settings.stop_when is not None
         if needs_rule and self._stopping_rule is None and self._make_stopping_rule is not None:
-            self._stopping_rule = self._make_stopping_rule()
+            self._stopping_rule = self._make_stopping_rule(self.history.settings)
         rule = self._stopping_rule if needs_rule else None
         if rule is not None and rule.is_due(self.history.num_reports):
             snapshots = [snapshot_trial(trial) for trial in self.history.trials.values()]

@@ -5,8 +5,8 @@ Applying the same events in the same order gives the same state and the same dec
 
 import math
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from handpose.errors import UserError
@@ -26,6 +26,7 @@ from handpose.sweep.record.events import (
     FailureKind,
     NodeQuarantined,
     SegmentFailed,
+    SegmentInterruptions,
     SegmentStarted,
     SweepClosed,
     SweepOpened,
@@ -35,8 +36,8 @@ from handpose.sweep.record.events import (
     TrialSteered,
     TrialSuggested,
     get_kind,
-    interrupts_segment,
 )
+from handpose.sweep.record.interventions import LIMITS
 from handpose.sweep.record.settings import STOP_WHEN_KEY, SpentBudget, SweepSettings
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles
 from handpose.sweep.storage.retention import CheckpointNeed, CheckpointRetention
@@ -77,6 +78,18 @@ class AddedPoint(NamedTuple):
 
     intervention: str
     params: Params
+
+
+class ContinuedTrials(NamedTuple):
+    """Complete trials that go on because the user has raised `sweep.max_epochs`.
+
+    Attributes:
+        trials: their numbers, in the order in which they were completed.
+        decisions: what the scheduler decides about each of them.
+    """
+
+    trials: list[int]
+    decisions: list[SchedulerDecision]
 
 
 class ExplainedDecision(NamedTuple):
@@ -206,7 +219,8 @@ class History:
         scheduler: a new scheduler. It receives everything that happens.
         table: an empty table, to which the trials are added.
         files: where the checkpoints are; None: in the sweep's folder.
-        command: returns the command line that trains given parameters again.
+        command: returns the command line that trains given parameters again, and takes as a second argument the epochs
+            of a complete trial if they have been raised.
 
     Attributes:
         trials: number -> state of each trial.
@@ -218,7 +232,7 @@ class History:
         gpus: GPUs that each trial holds, unless it has its own value.
         health: health of the nodes since the sweep was last opened.
         settings: the settings of the sweep, with the limits that the user has changed while it runs.
-        is_paused: whether the user has paused the sweep.
+        raised_epochs: the values to which the user has raised `sweep.max_epochs`, in order.
         added: the configurations that the user has added and that have not been started yet, in order.
         interventions: ids of the interventions of the user that have been executed.
     """
@@ -230,7 +244,7 @@ class History:
         scheduler: Scheduler,
         table: TrialTable,
         files: CheckpointFiles | None = None,
-        command: Callable[[Params], str] = lambda params: "",
+        command: Callable[..., str] = lambda params, max_epochs=0: "",
     ) -> None:
         self.trials: dict[int, TrialHistory] = {}
         self.table = table
@@ -247,7 +261,7 @@ class History:
             is_running=lambda trial: self.table.rows[trial].state in ("running", "waiting"),
         )
         self.settings = settings
-        self.is_paused = False
+        self.raised_epochs: list[int] = []
         self.added: list[AddedPoint] = []
         self.interventions: set[str] = set()
         self._initial_settings = settings
@@ -256,6 +270,8 @@ class History:
         self.health = NodeHealth(settings.quarantine_after_failures)
         self._command = command
         self._finalists: list[tuple[float, int]] = []
+        self._complete: list[int] = []
+        self._interruptions = SegmentInterruptions()
         self._failed_before_any_report: set[int] = set()
         self._gpu_s = 0.0
         self._running_gpus = 0.0
@@ -318,6 +334,46 @@ class History:
             None if count is None else int(count) for count in (reason.rank, reason.num_compared, reason.num_passing)
         )
         return Reason(reason.rule, value, cutoff, rank, num_compared, num_passing, reason.subject)
+
+    def decide_more_epochs(self, max_epochs: int, with_checkpoint: Collection[int]) -> ContinuedTrials:
+        """Decide about all complete trials when the user raises `sweep.max_epochs`.
+
+        Call this exactly once for each time, because the scheduler changes.
+
+        Args:
+            max_epochs: the new number of epochs of a complete trial.
+            with_checkpoint: complete trials that have a checkpoint. The others cannot go on.
+        """
+        scheduler, continued = self._scheduler, ContinuedTrials([], [])
+        scheduler.on_max_epochs(max_epochs)
+        for number in self._complete:
+            row = self.trials[number].row
+            loss = self._target.to_loss(row.metrics[self.settings.metric])
+            decision = scheduler.on_complete_trial(number, row.epochs, loss)
+            if number not in with_checkpoint:
+                scheduler.on_trial_end(number)
+                continue
+            if self.trials[number].is_kept and decision != "continue":
+                if decision == "pause":
+                    scheduler.on_trial_resume(SegmentStart(number))
+                decision = "continue"
+            continued.trials.append(number)
+            continued.decisions.append(decision)
+        return continued
+
+    def list_complete_trials(self) -> list[int]:
+        """List the numbers of the complete trials, in the order in which they were completed."""
+        return list(self._complete)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the user has paused the sweep."""
+        return self._interruptions.is_sweep_paused
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The epochs at which the scheduler compares trials."""
+        return self._scheduler.rungs
 
     def decide_retry(
         self, number: int, kind: FailureKind, *, node: str = "", halts: bool = False, quarantines: bool = False
@@ -416,9 +472,19 @@ class History:
     def _find_sweep_refusal(self, event: SweepSteered) -> str:
         if event.action in ("pause", "resume") and self.is_paused == (event.action == "pause"):
             return "the sweep is paused already" if self.is_paused else "the sweep is not paused"
+        if event.action == "epochs":
+            return self._find_epochs_refusal(event.limits.get("max_epochs"))
         num_trials, num_begun = event.limits.get("num_trials"), len(self.trials) + len(self.added)
         if event.action == "trials" and num_trials is not None and num_trials < num_begun:
             return f"the sweep has {num_begun} trials already; give at least this number"
+        return ""
+
+    def _find_epochs_refusal(self, max_epochs: float | None) -> str:
+        current = self.settings.max_epochs
+        if max_epochs is None or max_epochs <= current:
+            return f"a complete trial has {current} epochs; give more, since what is trained cannot be taken back"
+        if not hasattr(self._scheduler, "on_max_epochs"):  # an extension need not derive from Fifo
+            return f"the scheduler {type(self._scheduler).__name__} cannot go on with more epochs"
         return ""
 
     def count_gpu_hours(self, now: float) -> float:
@@ -526,8 +592,7 @@ class History:
         if isinstance(event, TrialSuggested):
             return self._find_wrong_suggestion(event)
         if isinstance(event, SweepSteered):
-            refusal = self.find_refusal(event)
-            return f"has the intervention {event.action!r}, but {refusal}" if refusal else ""
+            return self._find_wrong_intervention(event)
         if isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed)):
             return ""
         if event.trial not in self.trials:
@@ -547,6 +612,16 @@ class History:
             return f"has the costs of trial {event.trial} without {second}"
         return ""
 
+    def _find_wrong_intervention(self, event: SweepSteered) -> str:
+        said, max_epochs = f"has the intervention {event.action!r}", self.settings.max_epochs
+        if refusal := self.find_refusal(event):
+            return f"{said}, but {refusal}"
+        if event.action == "epochs" and event.epochs_before != max_epochs:
+            return f"{said} with {event.epochs_before} epochs before, but a complete trial had {max_epochs}"
+        if len(event.decisions) != len(event.trials):
+            return f"{said} with {len(event.decisions)} decisions about {len(event.trials)} trials"
+        return ""
+
     def _find_wrong_suggestion(self, event: TrialSuggested) -> str:
         if event.trial in self.trials:
             return f"suggests trial {event.trial} again"
@@ -563,6 +638,10 @@ class History:
                 reason = event.reason
             about = f"epoch {event.epoch} of trial {event.trial}"
             return _RepeatedDecision(ours, event.decision, reason, event.reason, about)
+        if isinstance(event, SweepSteered) and event.action == "epochs":
+            continued = self.decide_more_epochs(int(event.limits["max_epochs"] or 0), event.trials)
+            recorded = ContinuedTrials(event.trials, list(event.decisions))
+            return _RepeatedDecision(continued, recorded, None, None, "the complete trials, when epochs were raised")
         if not self._repeats_decisions:
             return None
         if isinstance(event, SegmentStarted) and self.table.rows[event.trial].state == "paused":
@@ -577,11 +656,12 @@ class History:
         if not isinstance(event, SweepOpened):  # nothing ran between the last event and an `opened` event
             self._gpu_s += self._running_gpus * (event.at - self.at)
         self.at = self._scheduler.now = event.at
+        interruption = self._interruptions.add(event)
         match event:
             case SweepOpened():
                 self._apply_opened(event)
             case TrialSuggested():
-                row = TrialRow(event.trial, event.params, state="waiting", command=self._command(event.params))
+                row = TrialRow(event.trial, event.params, state="waiting", command=self._make_command(event.params))
                 self.table.rows[event.trial] = row
                 self.trials[event.trial] = TrialHistory(row, event.params, is_added=bool(event.added_by))
                 self.added = [point for point in self.added if point.intervention != event.added_by]
@@ -592,7 +672,7 @@ class History:
             case CostsMeasured():
                 self._apply_measured(event)
             case EpochReported():
-                self._apply_reported(event)
+                self._apply_reported(event, interruption)
             case SegmentFailed():
                 self._apply_failed(event)
             case NodeQuarantined():
@@ -611,8 +691,7 @@ class History:
     def _apply_opened(self, event: SweepOpened) -> None:
         """Start a process of the sweep: trials that ran when the previous one ended now wait to be resumed."""
         self.table.end, self.table.expected_gain, self.table.changed_limits = "", None, {}
-        self._use_settings(self._initial_settings)
-        self.is_paused = False
+        self._use_settings(replace(self._initial_settings, max_epochs=self.settings.max_epochs))
         self.num_trials, self.gpus = event.num_trials, event.gpus
         self.health.reset()
         for number in sorted(self.live["running"]):
@@ -649,7 +728,7 @@ class History:
         self.table.rows[event.trial].reason = self._format_reason(event.reason, event.decision)
         self._set_state(event.trial, _STATE_AFTER_DECISION[event.decision])
 
-    def _apply_reported(self, event: EpochReported) -> None:
+    def _apply_reported(self, event: EpochReported, interruption: str) -> None:
         trial = self.trials[event.trial]
         row, value = trial.row, event.metrics[self.settings.metric]
         row.epochs, row.metrics, row.node, row.error = event.epoch, event.metrics, event.node, event.note
@@ -665,11 +744,12 @@ class History:
         if event.checkpoint is not None:
             self.retention.add(event.trial, event.checkpoint)
         if event.decision == "complete":
+            self._complete.append(event.trial)
             insort(self._finalists, (self._target.to_loss(value), event.trial))
             del self._finalists[_NUM_FINALISTS:]
         self._set_state(event.trial, _STATE_AFTER_DECISION[event.decision])
-        if interrupts_segment(event, is_sweep_paused=self.is_paused):
-            row.reason = self._format_reason(Reason("sweep_paused"), event.decision)
+        if interruption:
+            row.reason = self._format_reason(Reason(interruption, cutoff=self.settings.max_epochs), event.decision)
             self._set_state(event.trial, "waiting")
 
     def _apply_failed(self, event: SegmentFailed) -> None:
@@ -748,14 +828,36 @@ class History:
 
     def _apply_sweep_steered(self, event: SweepSteered) -> None:
         self.interventions.add(event.intervention)
-        if event.action in ("pause", "resume"):
-            self.is_paused = event.action == "pause"
+        if event.action == "epochs":
+            self._apply_more_epochs(event)
         if event.params is not None:
             self.added.append(AddedPoint(event.intervention, event.params))
         if "num_trials" in event.limits:
             self.num_trials = self.table.num_trials = int(event.limits["num_trials"] or 0)
-        self.table.changed_limits = {**self.table.changed_limits, **event.limits}
+        changed = {name: value for name, value in event.limits.items() if name in LIMITS}
+        self.table.changed_limits = {**self.table.changed_limits, **changed}
         self._use_settings(self.settings.change_limits(event.limits))
+
+    def _apply_more_epochs(self, event: SweepSteered) -> None:
+        """Let complete trials go on, as the scheduler has decided, and end those that have no checkpoint."""
+        max_epochs = int(event.limits["max_epochs"] or 0)
+        self.raised_epochs.append(max_epochs)
+        self.table.max_epochs = max_epochs
+        states: Mapping[str, TrialState] = {"continue": "waiting", "pause": "paused", "stop": "stopped"}
+        decisions = dict(zip(event.trials, event.decisions, strict=True))
+        for number in self._complete:
+            decision, row = decisions.get(number), self.trials[number].row
+            rule = "no_checkpoint" if decision is None else "epochs_raised"
+            row.reason = self._format_reason(Reason(rule, cutoff=max_epochs), decision or "stop", row.epochs)
+            self._set_state(number, "stopped" if decision is None else states[decision])
+        self._complete.clear()
+        self._finalists.clear()
+        for trial in self.trials.values():
+            trial.reopened_from = None  # the searcher starts again with what all trials have reported
+            trial.row.command = "" if trial.is_perturbed else self._make_command(trial.row.params)
+
+    def _make_command(self, params: Mapping[str, Any]) -> str:
+        return self._command(params, *self.raised_epochs[-1:])
 
     def _use_settings(self, settings: SweepSettings) -> None:
         self.settings = settings

@@ -1,6 +1,7 @@
 """Checks an intervention of the user in a running sweep, and makes the event that executes it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from handpose.errors import UserError
 from handpose.search.searcher import Searcher
@@ -10,15 +11,18 @@ from handpose.sweep.record.interventions import BUDGET_LIMITS, Intervention
 
 
 def make_steering_event(
-    given: Intervention, *, at: float, history: History, searcher: Searcher
+    given: Intervention, *, at: float, history: History, searcher: Searcher, check_epochs: Callable[[int], None]
 ) -> TrialSteered | SweepSteered:
-    """Check an intervention against the state of the sweep, and make its event. This changes nothing.
+    """Check an intervention against the state of the sweep, and make its event.
+
+    This changes nothing, except that with `epochs` the scheduler decides about the complete trials.
 
     Args:
         given: the intervention.
         at: the sweep's own time in seconds.
         history: the state of the sweep.
         searcher: checks a configuration that the user adds.
+        check_epochs: raises UserError if a complete trial cannot have so many epochs.
 
     Raises:
         UserError: it is not possible now.
@@ -38,11 +42,20 @@ def make_steering_event(
         _check_num_trials(limits["num_trials"], searcher)
     elif given.action == "budget":
         _check_budget(limits, history)
-    assert given.action in ("add", "trials", "slots", "pause", "resume", "budget")
+    assert given.action in ("add", "trials", "epochs", "slots", "pause", "resume", "budget")
     event = SweepSteered(at, given.id, given.action, limits, None if given.params is None else dict(given.params))
     if refusal := history.find_refusal(event):
         raise UserError(refusal)
-    return event
+    return event if given.action != "epochs" else _decide_more_epochs(event, history, check_epochs)
+
+
+def _decide_more_epochs(event: SweepSteered, history: History, check_epochs: Callable[[int], None]) -> SweepSteered:
+    """Complete the event that raises the number of epochs with what happens to the complete trials."""
+    max_epochs = int(event.limits["max_epochs"] or 0)
+    check_epochs(max_epochs)
+    held = {number for number in history.list_complete_trials() if history.retention.list_checkpoints(number)}
+    trials, decisions = history.decide_more_epochs(max_epochs, held)
+    return replace(event, trials=trials, decisions=decisions, epochs_before=history.settings.max_epochs)
 
 
 def _make_trial_event(given: Intervention, *, at: float, history: History) -> TrialSteered:
@@ -102,6 +115,8 @@ def describe_steering(event: TrialSteered | SweepSteered, history: History) -> s
             return f"the next new trial has this configuration; the sweep has {history.num_trials} trials"
         case "trials":
             return f"the sweep has {history.num_trials} trials, of which {len(history.trials)} have been started"
+        case "epochs":
+            return _describe_more_epochs(event, history)
         case "slots":
             return f"the largest number of trials at a time is {settings.max_concurrent}; running ones are not ended"
         case "pause":
@@ -113,3 +128,15 @@ def describe_steering(event: TrialSteered | SweepSteered, history: History) -> s
         for name in BUDGET_LIMITS
         if name in event.limits
     )
+
+
+def _describe_more_epochs(event: SweepSteered, history: History) -> str:
+    num_resumed = sum(decision == "continue" for decision in event.decisions)
+    num_paused = sum(decision == "pause" for decision in event.decisions)
+    num_lost = sum(row.epochs == event.epochs_before and row.is_over for row in history.table.rows.values())
+    parts = [f"a complete trial has {history.settings.max_epochs} epochs instead of {event.epochs_before}"]
+    if event.trials:
+        parts.append(f"of {len(event.trials)} that were complete, {num_resumed} go on and {num_paused} wait at a rung")
+    if num_lost:
+        parts.append(f"{num_lost} have ended at {event.epochs_before}")
+    return "; ".join(parts)

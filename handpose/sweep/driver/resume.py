@@ -342,7 +342,7 @@ def _read_steered_limits(folder: Path, record: Mapping[str, Any]) -> tuple[dict[
     steered = [event for event in read_events(folder / EVENTS_FILE) if isinstance(event, SweepSteered)]
     ids = [event.intervention for event in steered]
     for event in steered[ids.index(last) + 1 if last in ids else 0 :]:
-        values |= {f"sweep.{name}": value for name, value in event.limits.items()}
+        values |= {f"sweep.{name}": value for name, value in event.limits.items() if name in LIMITS}
         last = event.intervention
     return values, last
 
@@ -398,6 +398,11 @@ def _drop_other_unit(given: Sequence[str]) -> list[str]:
 def check_task_overrides(given: Sequence[str]) -> None:
     """Raise UserError if an override changes what must stay the same when a sweep is resumed."""
     fixed = [item for item in given if override_key(item) not in _CHANGEABLE_KEYS]
+    if fixed and override_key(fixed[0]) == "sweep.max_epochs":
+        raise UserError(
+            f"{fixed[0]}: the epochs of a sweep that has begun are raised by a command, which resuming executes: "
+            f"python -m handpose.sweep.control DIR epochs {fixed[0].partition('=')[2]}"
+        )
     if fixed:
         raise UserError(
             f"{hide_secrets(fixed[0])}: a resumed sweep keeps its configuration; besides sweep.resume you can "

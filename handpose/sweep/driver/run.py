@@ -22,7 +22,7 @@ from handpose.report.trial_table import TrialTable
 from handpose.report.weights_and_biases import WandbLog
 from handpose.schedulers.scheduler import Scheduler
 from handpose.search.searcher import Searcher
-from handpose.search.space import Params, Space
+from handpose.search.space import Space
 from handpose.sweep.controller.controller import SweepController
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.scheduler_and_searcher import make_searcher
@@ -78,7 +78,7 @@ class SweepRun:
         searcher: creates the searcher; it lacks only what the sweep adds, such as the space and the metric.
         make_scheduler: creates a new scheduler.
         trial_function: the function that trains a segment in a worker.
-        command: returns the command line that trains a trial's parameters again.
+        command: returns the command line that trains a trial's parameters again; see `History`.
         description: the content of sweep.yaml; None: resume the sweep in the folder. A resumed sweep that is finished,
             or whose budget is still spent, is only read.
         preflight: checks and measures trials before the first one starts, and returns the slots to use.
@@ -88,6 +88,7 @@ class SweepRun:
         needs_report: whether the sweep goes on with a spent budget until a trial has reported.
         num_points: how many trials the searcher can propose; None: any number, or it is not known yet.
         notifier: sends messages about the trials; None: nothing is sent.
+        check_epochs: raises UserError if a complete trial cannot have so many epochs, to which the user raises them.
         process_mb: main memory of a worker in MB, as far as it is known before the preflight. A resumed sweep uses the
             value that its own preflight measured.
     """
@@ -98,7 +99,7 @@ class SweepRun:
     searcher: Callable[..., Searcher]
     make_scheduler: Callable[[], Scheduler]
     trial_function: TrialFunction
-    command: Callable[[Params], str]
+    command: Callable[..., str]
     description: Mapping[str, Any] | None
     preflight: Callable[[Slots], Slots] = lambda slots: slots
     folder_sync: FolderSync | None = None
@@ -107,6 +108,7 @@ class SweepRun:
     needs_report: bool = False
     num_points: int | None = None
     notifier: Notifier | None = None
+    check_epochs: Callable[[int], None] = lambda max_epochs: None
     process_mb: float = MIN_PROCESS_MB
 
     @cached_property
@@ -197,16 +199,21 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
                 f"sweep.num_trials={sweep.num_trials}: none is trained twice",
                 flush=True,
             )
-        make_rule = cache(partial(make_stopping_rule, sweep, space))
+        make_rule = cache(partial(make_stopping_rule, space=space))
         num_trials = min(sweep.num_trials, searcher.num_points or sweep.num_trials)
-        if sweep.stop_when is not None and (min_trials := make_rule().min_trials) > num_trials:
+        if sweep.stop_when is not None and (min_trials := make_rule(sweep).min_trials) > num_trials:
             print(
                 f"sweep.stop_when={sweep.stop_when:g} has no effect on {num_trials} trials: it needs at least "
                 f"{min_trials}, ten for each searched parameter of search_space={space.name}",
                 flush=True,
             )
         state = SweepController(
-            sweep, log=log, history=run.make_history(), searcher=searcher, make_stopping_rule=make_rule
+            sweep,
+            log=log,
+            history=run.make_history(),
+            searcher=searcher,
+            make_stopping_rule=make_rule,
+            check_epochs=run.check_epochs,
         )
         if sweep.gpus_per_trial == "auto" and state.past_events:  # an earlier run has measured it
             slots = count_slots(

@@ -24,7 +24,7 @@ from handpose.schedulers.reason import Reason
 if TYPE_CHECKING:  # workers read events without Optuna and Hydra
     from handpose.search.space import Params
 
-EVENTS_FORMAT = 6
+EVENTS_FORMAT = 7
 """Version of the file format. Increase it with every new kind of event, field or value.
 
 Each `sweep_opened` line contains the format version of the program that writes the lines after it. Files of format 1
@@ -33,16 +33,18 @@ a finite search space has been tried. Format 4 has other names for the kinds of 
 (handpose/formats.py). Format 5 records the reasons of decisions and the origins of proposals. Format 6 has two more
 reasons: what a trial is worth (scheduler=freeze_thaw), and that further trials are expected to gain little
 (`sweep.stop_when`). It also has the interventions of the user in a running sweep: `trial_steered`, `sweep_steered`, and
-`added_by` of a suggested trial.
+`added_by` of a suggested trial. In format 7 the user can raise `sweep.max_epochs`.
 """
 
 FORMAT_WITH_REASONS = 5
 """First format in which each decision has its reason."""
 
 _FORMAT_WITH_INTERVENTIONS = 6
+_FORMAT_WITH_MORE_EPOCHS = 7
 
 _SINCE_REASONS = {"since": FORMAT_WITH_REASONS}
 _SINCE_INTERVENTIONS = {"since": _FORMAT_WITH_INTERVENTIONS}
+_SINCE_MORE_EPOCHS = {"since": _FORMAT_WITH_MORE_EPOCHS}
 """Metadata of the fields that earlier formats do not have."""
 
 Decision = Literal["continue", "pause", "stop", "complete", "diverged", "infeasible"]
@@ -66,10 +68,12 @@ TrialAction = Literal["stop", "retry", "keep"]
 - keep: the scheduler neither stops nor pauses it any more. A paused or stopped trial waits to be resumed.
 """
 
-SweepAction = Literal["add", "trials", "slots", "pause", "resume", "budget"]
+SweepAction = Literal["add", "trials", "epochs", "slots", "pause", "resume", "budget"]
 """What a user does with a running sweep.
 
 - add: the next trial has the given parameters.
+- epochs: a complete trial has more epochs from now on. Running segments, which train to fewer, end when they report a
+  checkpoint, or at their last epoch.
 - trials, slots, budget: limits change.
 - pause: no segment starts, and a running one ends when it reports a checkpoint.
 - resume: the end of a pause.
@@ -329,6 +333,10 @@ class SweepSteered:
         action: what the user does.
         limits: name in the configuration group `sweep` -> its value from now on; None: no limit.
         params: with `add`, configuration key -> value, as the user gave them.
+        trials: with `epochs`, the trials that were complete and have a checkpoint, in the order in which they were
+            completed. The other complete trials end as `stopped`.
+        decisions: with `epochs`, what the scheduler decides about each of these trials.
+        epochs_before: with `epochs`, the number of epochs of a complete trial before.
     """
 
     at: float
@@ -336,6 +344,9 @@ class SweepSteered:
     action: SweepAction
     limits: Mapping[str, float | None] = field(default_factory=dict)
     params: "Params | None" = None
+    trials: list[int] = field(default_factory=list, metadata=_SINCE_MORE_EPOCHS)
+    decisions: list[Literal["continue", "pause", "stop"]] = field(default_factory=list, metadata=_SINCE_MORE_EPOCHS)
+    epochs_before: int = field(default=0, metadata=_SINCE_MORE_EPOCHS)
 
 
 Event: TypeAlias = (
@@ -382,13 +393,60 @@ _NESTED_RECORDS = {
 """Kind of event -> name of a field -> the record that it contains."""
 
 
-def interrupts_segment(event: EpochReported, *, is_sweep_paused: bool) -> bool:
-    """Return whether a report ends the segment because the user has paused the sweep.
+class SegmentInterruptions:
+    """Finds the segments that end because the user has paused the sweep, or has raised `sweep.max_epochs`.
 
-    A trial that would go on is interrupted when it has just reported a checkpoint. One that saves none trains to its
-    end, because an interruption would lose all that it has been trained.
+    A trial that would go on is interrupted when it has just reported a checkpoint, because it would lose epochs
+    otherwise. During a pause, one that saves none trains to its end. After `sweep.max_epochs` has been raised, a
+    running segment still trains to the former number of epochs. There it ends in any case, and its trial is resumed.
+
+    Attributes:
+        is_sweep_paused: whether the user has paused the sweep.
     """
-    return is_sweep_paused and event.decision == "continue" and event.checkpoint is not None
+
+    def __init__(self) -> None:
+        self.is_sweep_paused = False
+        self._running: set[int] = set()
+        self._outdated: dict[int, int] = {}  # trial -> epoch at which its running segment ends
+
+    def add(self, event: Event) -> str:
+        """Add the next event.
+
+        Returns:
+            The rule of the reason for which the event interrupts a segment: `sweep_paused` or `epochs_raised`; empty if
+            it does not.
+        """
+        match event:
+            case SweepOpened() | SweepClosed():
+                self._running.clear()
+                self._outdated.clear()
+                self.is_sweep_paused = False
+            case SegmentStarted():
+                self._running.add(event.trial)
+            case SweepSteered(action="pause" | "resume"):
+                self.is_sweep_paused = event.action == "pause"
+            case SweepSteered(action="epochs"):
+                self._outdated = {**dict.fromkeys(self._running, event.epochs_before), **self._outdated}
+            case EpochReported():
+                rule = self._find_rule(event)
+                if rule or event.decision != "continue":
+                    self._end(event.trial)
+                return rule
+            case CostsMeasured(decision="infeasible") | SegmentFailed() | TrialEnded() | TrialSteered(action="stop"):
+                self._end(event.trial)
+        return ""
+
+    def _find_rule(self, event: EpochReported) -> str:
+        if event.decision != "continue":
+            return ""
+        end, has_checkpoint = self._outdated.get(event.trial), event.checkpoint is not None
+        if end is not None and (has_checkpoint or event.epoch >= end):
+            return "epochs_raised"
+        return "sweep_paused" if self.is_sweep_paused and has_checkpoint else ""
+
+    def _end(self, trial: int) -> None:
+        self._running.discard(trial)
+        self._outdated.pop(trial, None)
 
 
 def get_kind(event: Event) -> str:

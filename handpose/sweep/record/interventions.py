@@ -33,7 +33,13 @@ _COUNT_LIMITS = {"trials": "num_trials", "slots": "max_concurrent"}
 """Action -> name of the limit that it changes."""
 
 LIMITS = (*_COUNT_LIMITS.values(), *BUDGET_LIMITS)
-"""Names in the configuration group `sweep` that interventions may change."""
+"""Names in the configuration group `sweep` that interventions may change, and so may the command line that resumes.
+
+`max_epochs` is not one of them: what was decided before it was raised depends on its first value.
+"""
+
+_COUNTS = {**_COUNT_LIMITS, "epochs": "max_epochs"}
+"""Action with a whole number -> what it changes."""
 
 _TRIAL_ACTIONS, _SWEEP_ACTIONS = get_args(TrialAction), get_args(SweepAction)
 _COMMAND_NAME = re.compile(r"(\d{14}-[0-9a-f]{8})\.json")
@@ -300,10 +306,10 @@ def _check_values(given: Intervention) -> None:
         _check_params(given.params or {})
     elif action == "budget":
         _check_budget(limits)
-    elif limits.keys() != ({_COUNT_LIMITS[action]} if action in _COUNT_LIMITS else set()):
-        raise UserError(f"{action}: give one number" if action in _COUNT_LIMITS else f"{action}: give no number")
-    elif action in _COUNT_LIMITS:
-        number = limits[_COUNT_LIMITS[action]]
+    elif limits.keys() != ({_COUNTS[action]} if action in _COUNTS else set()):
+        raise UserError(f"{action}: give one number" if action in _COUNTS else f"{action}: give no number")
+    elif action in _COUNTS:
+        number = limits[_COUNTS[action]]
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise UserError(f"{action}: {number!r} must be a whole number of at least 1")
     if action == "add" and limits:

@@ -26,6 +26,8 @@ class TrialSegment(NamedTuple):
         folder: folder of the sweep.
         gpus: GPUs that the trial holds; None: the same as other trials.
         storage: URL of the sweep in an object store that contains its checkpoints; None: they are in `folder`.
+        max_epochs: number of epochs of a complete trial if the user has raised it; None: as configured.
+        rungs: with `max_epochs`, the epochs at which the scheduler compares trials.
     """
 
     trial: int
@@ -36,6 +38,8 @@ class TrialSegment(NamedTuple):
     folder: str
     gpus: float | None
     storage: str | None = None
+    max_epochs: int | None = None
+    rungs: Sequence[int] = ()
 
     @property
     def name(self) -> str:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from handpose.files import archive
 from handpose.plain_values import is_same
 from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo
@@ -43,9 +44,11 @@ from handpose.sweep.selection.paired_means import (
 from handpose.sweep.selection.winner import drop_seed, is_default, select_finalists
 from handpose.sweep.storage.folder_sync import FolderSync
 from handpose.sweep.trainable.reporting import TrialFunction
-from handpose.yaml_files import write_yaml
+from handpose.yaml_files import read_yaml, write_yaml
 
 CONFIRM_FOLDER, CONFIRM_FILE = "confirm", "confirm.yaml"
+_EPOCHS = "epochs"
+"""Key of the confirmation's sweep.yaml: the number of epochs of its runs."""
 
 
 class Candidate(NamedTuple):
@@ -92,7 +95,7 @@ def confirm_finalists(
 
     Args:
         table: trials of the sweep.
-        sweep: settings of the sweep, which has ended.
+        sweep: settings of the sweep, which has ended. Its number of epochs is that of the table.
         cluster: settings of Ray.
         space: search space.
         defaults: configuration key -> value of the default configuration.
@@ -111,6 +114,7 @@ def confirm_finalists(
         UserError, SweepInterruptedError, SweepHaltedError: as `run_sweep` raises them.
     """
     folder = sweep.path / CONFIRM_FOLDER
+    _archive_shorter(folder, max_epochs=sweep.max_epochs)
     (folder / CONFIRM_FILE).unlink(missing_ok=True)  # it may describe other finalists; the runs are kept
     amount = sweep.confirm if budget is None else ConfirmSettings(top_k=budget.top_k, seeds=budget.seeds)
     chosen = choose_candidates(table, defaults=defaults, top_k=amount.top_k)
@@ -127,12 +131,19 @@ def confirm_finalists(
         make_scheduler=Fifo,
         trial_function=trial_function,
         command=command,
-        description=None if begun else {"confirms": str(sweep.path), **origin},
+        description=None if begun else {"confirms": str(sweep.path), _EPOCHS: sweep.max_epochs, **origin},
         folder_sync=folder_sync,
         process_mb=read_process_mb(sweep.path),
     )
     with run_sweep(run) as trained:
         return _write_confirmation(folder, chosen, seeds, trained)
+
+
+def _archive_shorter(folder: Path, *, max_epochs: int) -> None:
+    """Rename a confirmation whose runs had fewer epochs, because the user has raised their number since."""
+    epochs = read_yaml(folder / "sweep.yaml").get(_EPOCHS, max_epochs)  # earlier versions could not raise it
+    if epochs != max_epochs:
+        archive(folder)
 
 
 def choose_candidates(table: TrialTable, *, defaults: Mapping[str, Any], top_k: int) -> list[Candidate]:

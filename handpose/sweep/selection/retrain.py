@@ -5,7 +5,6 @@ program once per device: `python -m handpose.sweep.selection.retrain FOLDER DEVI
 overrides: `train_on_val=true` to train on the validation split as well, and `budget.finish_by` if there is a budget.
 """
 
-import itertools
 import math
 import os
 import signal
@@ -24,7 +23,7 @@ from omegaconf import DictConfig
 
 from handpose.config import compose, override_key, quote_override
 from handpose.errors import UserError
-from handpose.files import read_json, write_json
+from handpose.files import archive, read_json, write_json
 from handpose.program import exit_on_user_error, interrupt_on_sigterm
 from handpose.report.formatting import format_duration, format_params
 from handpose.sweep.driver.shutdown import INTERRUPTED_STATUS, SweepInterruptedError
@@ -88,14 +87,14 @@ def retrain_winner(
     winner = _read_winner(folder, use_val=use_val)
     if _is_of_another_winner(place, winner):
         _check_time_left(place, find_end)
-        _archive(place)
+        archive(place)
     if _is_finished(place) and not repeats_shortened:
         return _read_metrics(place)
     config = compose("train", [_format_best_override(folder)])
     if _is_finished(place):
         if _count_trained_epochs(place / "checkpoints") >= config.trainer.max_epochs:
             return _read_metrics(place)
-        _archive(place)
+        archive(place)
     announce = partial(_print_start, folder, config, epoch_s=epoch_s, trial_epochs=trial_epochs, find_end=find_end)
     val_overrides = _make_val_overrides(use_val)
     if find_nodes is not None and not _has_devices(winner):
@@ -295,12 +294,6 @@ def _check_time_left(place: Path, find_end: Callable[[int], float] | None) -> No
             f"the budget has no time left to retrain another winner, or with other images; {place} keeps the "
             "retraining that there is; give a larger budget"
         )
-
-
-def _archive(place: Path) -> None:
-    """Rename a retraining to `retrain_1`, `retrain_2` and so on."""
-    numbered = (place.with_name(f"{place.name}_{number}") for number in itertools.count(1))
-    place.rename(next(path for path in numbered if not path.exists()))
 
 
 def _make_resume_overrides(checkpoints: Path, max_epochs: int) -> list[str]:

@@ -8,7 +8,7 @@ import math
 import shlex
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,9 +70,15 @@ class TrialRecipe:
         """Return the overrides of the trial in a worker, which has its own folder and leaves no files."""
         return [*self.locations, *self.make_overrides(params), *_QUIET_OVERRIDES]
 
-    def format_command(self, params: Mapping[str, Any]) -> str:
-        """Return the command line that trains the trial again, alone, with the same metrics on the same machine."""
-        return shlex.join(["python", "train.py", *self.make_overrides(params)])
+    def format_command(self, params: Mapping[str, Any], max_epochs: int | None = None) -> str:
+        """Return the command line that trains the trial again, alone, with the same metrics on the same machine.
+
+        Args:
+            params: the parameters of the trial.
+            max_epochs: number of epochs of the learning rate schedule; None: that of the recipe.
+        """
+        recipe = self if max_epochs is None else replace(self, max_epochs=max_epochs)
+        return shlex.join(["python", "train.py", *recipe.make_overrides(params)])
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ class TrainingFunction:
         rungs: epochs at which a trial may pause.
         needs_costs: whether to measure costs (`trial_cost.measure_costs`), for constraints or a second objective.
         comparison_epochs: epochs at which trials are compared; pictures are drawn at these.
+        saves_last: whether to save a checkpoint after the last epoch, if any are saved. The trial goes on from there if
+            the user raises `sweep.max_epochs`.
     """
 
     recipe: TrialRecipe
@@ -94,6 +102,7 @@ class TrainingFunction:
     rungs: Sequence[int] = ()
     needs_costs: bool = False
     comparison_epochs: Sequence[int] = ()
+    saves_last: bool = False
 
     @classmethod
     def from_settings(
@@ -101,9 +110,19 @@ class TrainingFunction:
     ) -> "TrainingFunction":
         """Return the function that a sweep and its scheduler need."""
         rungs = scheduler.rungs if scheduler.needs_checkpoints else ()
-        return cls(recipe, sweep.metric, sweep.checkpoint_every_epochs, rungs, needs_costs, scheduler.rungs)
+        every = sweep.checkpoint_every_epochs
+        saves_last = every is not None or scheduler.needs_checkpoints
+        return cls(recipe, sweep.metric, every, rungs, needs_costs, scheduler.rungs, saves_last)
 
     def __call__(self, segment: TrialSegment, /) -> None:
+        if segment.max_epochs is not None:
+            replace(
+                self,
+                recipe=replace(self.recipe, max_epochs=segment.max_epochs),
+                rungs=segment.rungs if self.rungs else (),
+                comparison_epochs=segment.rungs,
+            )(segment._replace(max_epochs=None))
+            return
         collect_as_usual()
         if get_worker_context().num_workers > 1:
             with tempfile.TemporaryDirectory(dir=".", prefix="member-") as folder:
@@ -137,9 +156,15 @@ class TrainingFunction:
                 callback.close()
 
     def is_checkpoint_due(self, epoch: int) -> bool:
-        """Return whether a checkpoint is due after this epoch. The caller excludes the last epoch of a trial."""
+        """Return whether a checkpoint is due after this epoch."""
         every = self.checkpoint_every_epochs
+        if epoch >= self.recipe.max_epochs:
+            return self.saves_last
         return epoch in self.rungs or (every is not None and epoch % every == 0)
+
+    def may_pause_at(self, epoch: int) -> bool:
+        """Return whether the segment may end after this epoch, so that its checkpoint belongs to the report."""
+        return epoch in self.rungs or epoch >= self.recipe.max_epochs
 
 
 def _make_process_group() -> ProcessGroup:
@@ -245,8 +270,8 @@ class TrialReportCallback(pl.Callback):
                 f"sweep.metric={metric} is not measured in validation; there are {', '.join(sorted(metrics))}"
             )
         epoch, is_finite = trainer.current_epoch + 1, math.isfinite(metrics[metric])
-        is_due = is_finite and epoch < (trainer.max_epochs or 0) and self.training_function.is_checkpoint_due(epoch)
-        may_pause = epoch in self.training_function.rungs
+        is_due = is_finite and self.training_function.is_checkpoint_due(epoch)
+        may_pause = self.training_function.may_pause_at(epoch)
         if is_due and may_pause:
             self._files.is_needed = True
             self._save_checkpoint(trainer, epoch)

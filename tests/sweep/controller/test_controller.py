@@ -40,13 +40,13 @@ def compute_falling_loss(number, params, epoch):
     return 1.0 + abs(math.log10(params["optimizer.lr"]) + 3) + 4.0 / epoch + generator.gauss(0, 0.2)
 
 
-def make_schedulers(space):
-    asha = {"grace_period": 1, "reduction_factor": 3, "max_epochs": 9, "seed": 5}
+def make_schedulers(space, max_epochs=9):
+    asha = {"grace_period": 1, "reduction_factor": 3, "max_epochs": max_epochs, "seed": 5}
     return {
         "fifo": Fifo,
         "stop": lambda: Asha(mode="stop", brackets=2, **asha),
         "promote": lambda: Asha(mode="promote", brackets=1, **asha),
-        "freeze-thaw": lambda: FreezeThaw(space=space, max_epochs=9, min_probability=0.05, seed=5),
+        "freeze-thaw": lambda: FreezeThaw(space=space, max_epochs=max_epochs, min_probability=0.05, seed=5),
         "fifo of two": Fifo,
         "stop of two": lambda: Asha(mode="stop", brackets=2, num_objectives=2, **asha),
         "promote of two": lambda: Asha(mode="promote", brackets=1, num_objectives=2, **asha),
@@ -58,7 +58,7 @@ def make_schedulers(space):
             quantile_fraction=0.25,
             resample_probability=0.25,
             population_size=12,
-            max_epochs=9,
+            max_epochs=max_epochs,
             seed=5,
         ),
     }

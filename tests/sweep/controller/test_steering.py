@@ -126,7 +126,7 @@ class SteeredSweep(SimulatedSweep):
 def collect_limits(events):
     limits = {}
     for event in events:
-        limits |= event.limits if isinstance(event, SweepSteered) else {}
+        limits |= event.limits if isinstance(event, SweepSteered) and event.action != "epochs" else {}
     return limits
 
 
@@ -139,7 +139,7 @@ def make_sweep(tmp_path, write_space):
         folder = tmp_path / f"sweep_{next(count)}"
         folder.mkdir()
         values = {"num_trials": 8, "max_epochs": 9, **changes}
-        scheduler = make_schedulers(write_space(SPACE))[kind]
+        scheduler = make_schedulers(write_space(SPACE), values["max_epochs"])[kind]
         return SteeredSweep(
             make_settings(folder, **values), scheduler, loss, num_slots=num_slots, every=every, seed=seed
         )
@@ -172,6 +172,7 @@ COMMANDS = st.one_of(
     st.tuples(st.sampled_from(["stop", "retry", "keep"]), st.integers(0, 11)),
     st.tuples(st.just("add"), st.sampled_from([1e-4, 1e-3, 2e-3])),
     st.tuples(st.just("trials"), st.integers(1, 12)),
+    st.tuples(st.just("epochs"), st.sampled_from([8, 12, 20])),
     st.tuples(st.just("slots"), st.integers(1, 4)),
     st.tuples(st.sampled_from(["pause", "resume"]), st.none()),
     st.tuples(st.just("budget"), st.sampled_from([None, 1e6])),
@@ -193,7 +194,8 @@ def make_command(action, value):
         return make_intervention(action, params={"optimizer.lr": value})
     if action == "budget":
         return make_intervention(action, limits={"time_budget_s": value})
-    limits = {"trials": {"num_trials": value}, "slots": {"max_concurrent": value}}.get(action, {})
+    names = {"trials": "num_trials", "epochs": "max_epochs", "slots": "max_concurrent"}
+    limits = {names[action]: value} if action in names else {}
     return make_intervention(action, limits=limits)
 
 
@@ -415,6 +417,126 @@ def test_a_kept_trial_that_diverges_ends(make_sweep):
     sweep.steer("keep", trial=0)
     sweep.finish()
     assert sweep.get_state(0) == "diverged"
+
+
+# --- epochs -----------------------------------------------------------------------------------------------------------
+
+
+def list_trained(sweep):
+    """The epochs that were trained, each as often as it was."""
+    trained, at = Counter(), {}
+    for event in sweep.events:
+        if isinstance(event, SegmentStarted):
+            at[event.trial] = event.epoch
+        elif isinstance(event, EpochReported):
+            trained.update((event.trial, epoch) for epoch in range(at[event.trial] + 1, event.epoch + 1))
+            at[event.trial] = event.epoch
+    return trained
+
+
+def find_last_epochs(sweep):
+    return {number: (row.epochs, row.state) for number, row in sweep.controller.history.table.rows.items()}
+
+
+@pytest.mark.parametrize("kind", ["fifo", "stop", "promote"])
+def test_a_finished_sweep_that_is_raised_has_the_rungs_of_one_with_all_epochs_from_the_start(make_sweep, kind):
+    whole = make_sweep(kind, num_slots=1, num_trials=27, max_epochs=27)
+    whole.finish()
+    raised = make_sweep(kind, num_slots=1, num_trials=27, max_epochs=9)
+    raised.finish()
+    raised.start()
+    answer = raised.steer("epochs", limits={"max_epochs": 27})
+    assert answer.sentence.startswith("a complete trial has 27 epochs instead of 9; of ")
+    raised.finish()
+    assert find_last_epochs(raised) == find_last_epochs(whole)
+    assert raised.controller.history.rungs == whole.controller.history.rungs
+    assert set(list_trained(raised).values()) == {1}
+    assert raised.audit() == []
+
+
+@pytest.mark.parametrize("kind", ONE_SCHEDULER_EACH)
+def test_a_running_sweep_is_raised_and_no_epoch_is_trained_twice(make_sweep, kind):
+    sweep = make_sweep(kind, num_trials=12)
+    sweep.advance_until(lambda: sweep.controller.history.list_complete_trials())
+    assert sweep.steer("epochs", limits={"max_epochs": 20}).is_accepted
+    assert not sweep.controller.history.list_complete_trials()
+    sweep.finish()
+    assert max(row.epochs for row in sweep.controller.history.table.rows.values()) == 20
+    assert {row.epochs for row in sweep.controller.history.table.rows.values() if row.state == "complete"} == {20}
+    assert set(list_trained(sweep).values()) == {1}
+    assert sweep.audit() == []
+
+
+def test_a_running_segment_ends_at_its_next_checkpoint_and_goes_on_to_the_new_epoch(make_sweep):
+    sweep = make_sweep("fifo", num_slots=1, num_trials=1, every=3)
+    sweep.advance(4)
+    sweep.steer("epochs", limits={"max_epochs": 12})
+    sweep.advance(1)
+    assert sweep.get_state(0) == "running"
+    sweep.step()
+    row = sweep.controller.history.table.rows[0]
+    assert (row.state, row.reason) == ("waiting", "the user has raised sweep.max_epochs to 12: continues")
+    sweep.fill()
+    assert (sweep.segments[0].epoch, sweep.segments[0].max_epochs) == (6, 12)
+
+
+def test_a_segment_without_checkpoints_ends_at_the_former_last_epoch(make_sweep):
+    sweep = make_sweep("fifo", num_slots=1, num_trials=1, every=100)
+    sweep.advance(4)
+    sweep.steer("epochs", limits={"max_epochs": 12})
+    sweep.finish()
+    starts = [(event.segment, event.epoch) for event in sweep.events if isinstance(event, SegmentStarted)]
+    assert starts == [(1, 0), (2, 0)]
+    assert find_last_epochs(sweep) == {0: (12, "complete")}
+    assert sweep.audit() == []
+
+
+def test_a_complete_trial_without_a_checkpoint_ends_and_its_result_counts_at_the_rung(make_sweep):
+    sweep = make_sweep("promote", loss=compute_rising_loss, num_slots=1)
+    sweep.finish()
+    complete = sweep.controller.history.list_complete_trials()
+    lost = complete[0]
+    for file in (sweep.settings.path / "checkpoints" / f"trial_{lost:04d}").iterdir():
+        file.unlink()
+    sweep.start()
+    answer = sweep.steer("epochs", limits={"max_epochs": 27})
+    assert answer.sentence.endswith("1 have ended at 9")
+    row = sweep.controller.history.table.rows[lost]
+    assert (row.state, row.epochs) == ("stopped", 9)
+    assert row.reason.startswith("it has no checkpoint to go on from")
+    sweep.finish()
+    ranked = [event.reason for event in sweep.events if isinstance(event, SegmentStarted) and event.epoch == 9]
+    assert all(reason.num_compared == len(complete) for reason in ranked if reason is not None)
+    assert sweep.audit() == []
+
+
+@pytest.mark.parametrize("max_epochs", [1, 9])
+def test_epochs_cannot_be_lowered(make_sweep, max_epochs):
+    sweep = make_sweep("promote")
+    assert (
+        "a complete trial has 9 epochs; give more" in sweep.steer("epochs", limits={"max_epochs": max_epochs}).sentence
+    )
+
+
+def test_a_scheduler_that_cannot_go_on_refuses(make_sweep):
+    class Short(Fifo):
+        on_max_epochs = property()
+
+    sweep = make_sweep("fifo")
+    sweep.controller.history._scheduler = Short()
+    assert sweep.steer("epochs", limits={"max_epochs": 20}).sentence == (
+        "the scheduler Short cannot go on with more epochs"
+    )
+
+
+def test_a_number_of_epochs_that_cannot_be_validated_is_refused_before_anything_changes(make_sweep):
+    def check(max_epochs):
+        raise UserError(f"{max_epochs} is odd")
+
+    sweep = make_sweep("promote")
+    sweep.controller._check_epochs = check
+    assert sweep.steer("epochs", limits={"max_epochs": 21}).sentence == "21 is odd"
+    assert sweep.controller.history.rungs == (1, 3)
 
 
 # --- add, trials, slots, budget ---------------------------------------------------------------------------------------

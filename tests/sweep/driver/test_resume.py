@@ -200,7 +200,7 @@ def test_a_folder_that_was_moved_is_gone_on_with_where_it_is(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", ["optimizer.lr=1", "scheduler=asha", "sweep.max_epochs=3", "searcher.points_to_evaluate=[]"]
+    "given", ["optimizer.lr=1", "scheduler=asha", "sweep.seed=3", "searcher.points_to_evaluate=[]"]
 )
 def test_what_a_trial_is_cannot_be_changed(folder, given):
     with pytest.raises(UserError, match=rf"{given.split('=')[0]}=.*keeps its configuration.*sweep\.num_trials"):

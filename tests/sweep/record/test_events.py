@@ -278,7 +278,7 @@ def test_a_program_before_the_spent_budget_says_that_the_file_is_of_a_later_vers
     change_line(file, 10, reason="spent")
     assert read_events(file)[-1] == replace(EVENTS[-1], reason="spent")
     monkeypatch.setattr(module, "EVENTS_FORMAT", 2)
-    check_refused(file, r"line 1 of 10 starts events of format 6, but .* reads formats up to 2: use the later version")
+    check_refused(file, r"line 1 of 10 starts events of format 7, but .* reads formats up to 2: use the later version")
 
 
 def test_a_sweep_that_a_later_version_continued_is_refused_there(file):
