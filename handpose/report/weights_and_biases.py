@@ -16,6 +16,7 @@ from PIL import Image
 from handpose.errors import join_lines
 from handpose.report.sweep_record import StoryLine
 from handpose.report.trial_table import TrialRow
+from handpose.report.utilisation import Utilisation
 
 _KEY_FILE = "key"
 
@@ -50,6 +51,11 @@ class WandbLog:
     def log_costs(self, row: TrialRow, costs: Mapping[str, float]) -> None:
         """Log the costs of a trial, which are measured before it is trained."""
         self._run_in_background(lambda row: self._get_run(row).summary.update(dict(costs)), row)
+
+    def log_utilisation(self, row: TrialRow, used: Utilisation) -> None:
+        """Log what a trial has used from its last report to the row's epoch."""
+        scalars = used.to_scalars()
+        self._run_in_background(lambda row: self._get_run(row).log(scalars, step=row.epochs), row)
 
     def log_epoch(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
         """Log the metrics at the row's epoch.

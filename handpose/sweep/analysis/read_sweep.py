@@ -31,6 +31,7 @@ from handpose.report.sweep_record import (
     TrialRecord,
 )
 from handpose.report.trial_table import TrialTable
+from handpose.report.utilisation import EpochUtilisation
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import flatten_config
 from handpose.sweep.analysis.importance import MIN_TRIALS, TrialDraws, compute_importance
@@ -54,6 +55,7 @@ from handpose.sweep.record.events import (
     read_events,
 )
 from handpose.sweep.record.settings import SweepSettings, restore_settings
+from handpose.sweep.record.utilisation_file import UTILISATION_FILE, read_utilisation
 from handpose.yaml_files import read_yaml
 
 _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
@@ -83,8 +85,15 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         stories.add(event)
     for number in history.live["running"]:
         history.trials[number].update_seconds(course.at)
+    measured = read_utilisation(folder / UTILISATION_FILE)
     trials = [
-        _make_trial_record(history.trials[number], course, tell_story(stories.get(number), settings.metric), settings)
+        _make_trial_record(
+            history.trials[number],
+            course,
+            tell_story(stories.get(number), settings.metric),
+            settings,
+            measured.get(number, ()),
+        )
         for number in sorted(history.trials)
     ]
     fixed_params = kept.get("fixed_params") or {}
@@ -216,7 +225,11 @@ class _Timeline:
 
 
 def _make_trial_record(
-    trial: TrialHistory, timeline: _Timeline, story: Sequence[StoryLine], settings: SweepSettings
+    trial: TrialHistory,
+    timeline: _Timeline,
+    story: Sequence[StoryLine],
+    settings: SweepSettings,
+    utilisation: Sequence[EpochUtilisation],
 ) -> TrialRecord:
     row = trial.row
     return TrialRecord(
@@ -235,6 +248,7 @@ def _make_trial_record(
         is_perturbed=row.number in timeline.perturbed,
         reason=row.reason,
         story=story,
+        utilisation=utilisation,
     )
 
 
