@@ -461,6 +461,8 @@ def check_utilisation(record: SweepRecord) -> list[Finding]:
     verdict, phase, share, remedy = judge(used)
     num = sum(1 for trial in record.trials if trial.utilisation)
     evidence = f"{PHASE_NAMES[phase]}: {share:.0%} of the time of {num} trials"
+    if verdict == "unknown":
+        return [Finding(question, "open", remedy, evidence)]
     if verdict != "busy":
         return [Finding(question, "act", f"The trials are {verdict}. {remedy}", evidence)]
     kind: FindingKind = "note" if remedy else "fine"

@@ -36,7 +36,9 @@ WORKER_PREFIX = "worker/"
 TensorBoard's HParams tab shows the first five scalars by name, and `val/` must come before these.
 """
 
-Verdict = Literal["busy", "starved by data", "starved by validation", "starved by start-up", "starved by reports"]
+Verdict = Literal[
+    "busy", "starved by data", "starved by validation", "starved by start-up", "starved by reports", "unknown"
+]
 
 MIN_SHARE = 1 / 3
 """Least share of the time that a phase other than training must take to be named as the cause."""
@@ -128,7 +130,7 @@ class EpochUtilisation(NamedTuple):
 def combine(parts: Sequence[Utilisation]) -> Utilisation:
     """Combine the utilisation of parts of a trial, or of several trials.
 
-    Times are added, memory is the largest, and percentages and power are means weighted by time.
+    Times are added, memory is the largest, and percentages and power are means weighted by time. `gpus` is the least.
 
     Args:
         parts: at least one part.
@@ -137,7 +139,7 @@ def combine(parts: Sequence[Utilisation]) -> Utilisation:
         seconds={phase: sum(part.seconds.get(phase, 0.0) for part in parts) for phase in PHASES},
         cpu_percent=_average(parts, lambda part: part.cpu_percent),
         memory_mb=_find_largest(part.memory_mb for part in parts),
-        gpus=parts[-1].gpus,
+        gpus=min(part.gpus for part in parts),
         gpu_percent=_average(parts, lambda part: part.gpu_percent),
         gpu_memory_mb=_find_largest(part.gpu_memory_mb for part in parts),
         gpu_power_w=_average(parts, lambda part: part.gpu_power_w),
@@ -158,7 +160,7 @@ class Judgement(NamedTuple):
     """What slowed a trial or a sweep down.
 
     Attributes:
-        verdict: `busy`, or what it was starved by.
+        verdict: `busy`, what it was starved by, or `unknown`.
         phase: the phase that the verdict is about; training if it is busy.
         share: the share of the time that this phase took.
         remedy: a sentence that names the configuration keys to change; empty if there is nothing to do.
@@ -192,6 +194,12 @@ _STARVED: Mapping[Phase, tuple[Verdict, str]] = {
 }
 
 
+_UNKNOWN_REMEDY = (
+    "Batches came late, but the use of the GPU cannot be read (MIG, or a driver without NVML), so it may have been "
+    "busy all the same."
+)
+
+
 def judge(used: Utilisation) -> Judgement:
     """Judge what slowed a trial or a sweep down.
 
@@ -199,7 +207,7 @@ def judge(used: Utilisation) -> Judgement:
     Otherwise it is busy. Waiting for data is no cause while the GPU is in use for at least 80 % of the time
     (`BUSY_GPU_PERCENT`): the program on the CPU runs ahead of a GPU, so it may wait for the next batch while the GPU
     still has work. On a GPU that several trials share, their common use counts, because faster loading would not make
-    a full GPU faster.
+    a full GPU faster. If the utilisation of the GPU cannot be read, the verdict is `unknown` where it would be data.
 
     Args:
         used: what it used; several parts or trials are combined first.
@@ -210,6 +218,8 @@ def judge(used: Utilisation) -> Judgement:
     if used.get_share(cause) < MIN_SHARE:
         return Judgement("busy", "training", used.get_share("training"), _suggest_for_busy(used))
     verdict, remedy = _STARVED[cause]
+    if cause == "data" and used.gpus and used.gpu_percent is None:
+        verdict, remedy = "unknown", _UNKNOWN_REMEDY
     return Judgement(verdict, cause, used.get_share(cause), remedy)
 
 

@@ -73,14 +73,14 @@ def _format_numbers(numbers: list[int]) -> str:
 
 def _list_columns(used: Utilisation) -> list[_Column]:
     """List the columns for which the sweep has a value."""
-    whole = " of the GPU" if used.gpus < 1 else ""
+    gpu = "whole GPU" if used.gpus < 1 else "GPU"
     columns = [
         *map(_make_share_column, PHASES),
         _Column("CPU %", lambda each: each.cpu_percent),
         _Column("memory MB", lambda each: each.memory_mb),
-        _Column(f"GPU %{whole}", lambda each: each.gpu_percent),
-        _Column(f"GPU memory MB{whole}", lambda each: each.gpu_memory_mb),
-        _Column(f"GPU power W{whole}", lambda each: each.gpu_power_w),
+        _Column(f"{gpu} %", lambda each: each.gpu_percent),
+        _Column(f"{gpu} memory MB", lambda each: each.gpu_memory_mb),
+        _Column(f"{gpu} power W", lambda each: each.gpu_power_w),
     ]
     return [column for column in columns if column.read(used) is not None]
 

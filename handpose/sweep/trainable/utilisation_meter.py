@@ -129,7 +129,10 @@ class UtilisationMeter(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         owner: Any = trainer
         owner.profiler = FetchProfiler(owner.profiler, on_fetch=self._on_fetch, on_fetched=self._on_fetched)
-        self._sampler.watch_gpu(open_gpu(trainer.strategy.root_device))
+        device = trainer.strategy.root_device
+        if device.type != "cuda":
+            self._gpus = 0.0
+        self._sampler.watch_gpu(open_gpu(device))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._on_fetch()  # a data loader may start an epoch slowly
