@@ -227,6 +227,6 @@ def _suggest_for_busy(used: Utilisation) -> str:
     if used.gpu_percent is None or used.gpu_percent >= IDLE_GPU_PERCENT:
         return ""
     return (
-        f"But its GPU was in use only {used.gpu_percent:.0f} % of the time: let more trials share a GPU "
+        f"The GPU was in use only {used.gpu_percent:.0f} % of the time: let more trials share a GPU "
         "(sweep.gpus_per_trial=auto), or raise data.batch_size."
     )

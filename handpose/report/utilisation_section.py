@@ -1,13 +1,13 @@
 """The section of a report about the use of CPUs, GPUs and memory, with a verdict on what slowed the trials down."""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from handpose.report.formatting import format_duration
 from handpose.report.html import BLOCKS, HtmlPage
 from handpose.report.sweep_record import SweepRecord
-from handpose.report.utilisation import PHASE_NAMES, PHASES, Phase, Utilisation, Verdict, judge
+from handpose.report.utilisation import PHASE_NAMES, PHASES, Phase, Utilisation, Verdict, combine, judge
 
 _MAX_ROWS = 30
 """With more trials, the section shows the median and the extremes instead of a row for each trial."""
@@ -58,13 +58,19 @@ def _capitalise(text: str) -> str:
 def _list_verdicts(used: Mapping[int, Utilisation]) -> list[list[object]]:
     """List the verdicts with their trials, the most frequent one first."""
     numbers: dict[Verdict, list[int]] = {}
-    remedies: dict[Verdict, str] = {}
     for number, each in sorted(used.items()):
-        verdict, _, _, remedy = judge(each)
-        numbers.setdefault(verdict, []).append(number)
-        remedies[verdict] = remedies.get(verdict) or remedy
+        numbers.setdefault(judge(each).verdict, []).append(number)
     ordered = sorted(numbers.items(), key=lambda item: -len(item[1]))
-    return [[verdict, len(trials), _format_numbers(trials), remedies[verdict]] for verdict, trials in ordered]
+    return [
+        [verdict, len(trials), _format_numbers(trials), _find_remedy(verdict, [used[number] for number in trials])]
+        for verdict, trials in ordered
+    ]
+
+
+def _find_remedy(verdict: Verdict, used: Sequence[Utilisation]) -> str:
+    """Return the remedy for trials with the same verdict, with their common use of the GPU."""
+    judged = judge(combine(used))
+    return judged.remedy if judged.verdict == verdict else judge(used[0]).remedy
 
 
 def _format_numbers(numbers: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import time
 
 import pytest
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from handpose.sweep.record.events import CostsMeasured, EpochReported, SegmentSt
 from handpose.sweep.record.trial_segment import TrialSegment, find_pictures
 from handpose.sweep.storage.checkpoint_files import FolderFiles
 from handpose.sweep.trainable import trial
+from handpose.sweep.trainable.reporting import WorkerContext, set_worker_context
 from handpose.sweep.trainable.trial import (
     TrainingFunction,
     TrialRecipe,
@@ -22,6 +24,7 @@ from handpose.sweep.trainable.trial import (
     add_param_overrides,
     select_training_overrides,
 )
+from handpose.sweep.trainable.utilisation_meter import UtilisationMeter
 from handpose.training.fit import RunFolders, fit
 from tests import builders
 from tests.builders import write_freihand
@@ -151,10 +154,11 @@ def make_callback(overrides, tmp_path):
 
     callbacks = []
 
-    def made(metric=METRIC, every=None, rungs=(), compared_at=(), num_hands=0):
+    def made(metric=METRIC, every=None, rungs=(), compared_at=(), num_hands=0, meter=None):
         segment, files = TrialSegment(0, 1, {}, 0, [], str(tmp_path), None), FolderFiles(tmp_path)
         objective = TrainingFunction(TrialRecipe([], [], 4, 1), metric, every, rungs, comparison_epochs=compared_at)
-        callbacks.append(TrialReportCallback(segment, objective, files=files, resumed_from=0, num_hands=num_hands))
+        options = {"files": files, "resumed_from": 0, "num_hands": num_hands, "meter": meter}
+        callbacks.append(TrialReportCallback(segment, objective, **options))
         return callbacks[-1]
 
     yield made
@@ -222,6 +226,23 @@ def test_pictures_are_drawn_where_a_trial_may_end_and_change_nothing(train, make
     assert [set(drawn[epoch]) for epoch in drawn] == [names, set(), names]
     sizes = [[decode_jpeg_header(drawn[epoch][name].read_bytes())[:2] for name in names] for epoch in (1, 3)]
     assert sizes[0] == sizes[1]
+
+
+def test_each_report_has_what_was_used_since_the_last_one(train, make_callback, monkeypatch):
+    reports = []
+    monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, utilisation, **_: reports.append(utilisation))
+    with UtilisationMeter(cores=1, gpus=0.0, started_at=time.perf_counter()) as meter:
+        train("trainer.max_epochs=3", callbacks=[meter, make_callback(every=1, meter=meter)])
+    assert [used.seconds["start_up"] > 0 for used in reports] == [True, False, False]
+    assert all(used.seconds["training"] > 0 and used.seconds["validation"] > 0 for used in reports)
+
+
+@pytest.mark.parametrize(("rank", "is_measured"), [(0, True), (1, False)])
+def test_of_several_workers_the_one_that_reports_measures(rank, is_measured):
+    training = TrainingFunction(TrialRecipe([], [], 4, 1), METRIC, None)
+    context = set_worker_context(WorkerContext(rank, 2, lambda values: None))
+    with context, training._measure_utilisation(0.0, time.perf_counter()) as meter:
+        assert (meter is not None) == is_measured
 
 
 class Rates(pl.Callback):
