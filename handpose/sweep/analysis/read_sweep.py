@@ -85,16 +85,10 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         stories.add(event)
     for number in history.live["running"]:
         history.trials[number].update_seconds(course.at)
-    measured = read_utilisation(folder / UTILISATION_FILE)
+    measured, metric = read_utilisation(folder / UTILISATION_FILE), settings.metric
     trials = [
-        _make_trial_record(
-            history.trials[number],
-            course,
-            tell_story(stories.get(number), settings.metric),
-            settings,
-            measured.get(number, ()),
-        )
-        for number in sorted(history.trials)
+        _make_trial_record(trial, course, tell_story(stories.get(number), metric), metric, measured.get(number, ()))
+        for number, trial in sorted(history.trials.items())
     ]
     fixed_params = kept.get("fixed_params") or {}
     parameters, distributions, fixed = read_searched_space(folder, config, trials, fixed_params=fixed_params)
@@ -228,7 +222,7 @@ def _make_trial_record(
     trial: TrialHistory,
     timeline: _Timeline,
     story: Sequence[StoryLine],
-    settings: SweepSettings,
+    metric: str,
     utilisation: Sequence[EpochUtilisation],
 ) -> TrialRecord:
     row = trial.row
@@ -237,7 +231,7 @@ def _make_trial_record(
         params=dict(row.params),
         state=row.state,
         epochs=row.epochs,
-        value=row.metrics.get(settings.metric, math.nan),
+        value=row.metrics.get(metric, math.nan),
         seconds=row.seconds,
         metrics=dict(row.metrics),
         costs=dict(row.costs),
