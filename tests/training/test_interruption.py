@@ -51,7 +51,9 @@ def begin_batch(trainer, hook="on_train_batch_start"):
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start", "on_predict_batch_start"])
 def test_a_batch_is_finished_and_the_next_one_does_not_begin(trainer, number, hook):
     begin = begin_batch(trainer, hook)
-    assert run(trainer, begin, lambda: send(number), lambda: "its rest", begin, lambda: "the next one") == 3
+    assert (
+        run(trainer, begin, lambda: send(number), lambda: "its rest", begin, lambda: "the next one") == 3
+    )
     assert trainer.callbacks == ["another"]
 
 
