@@ -59,6 +59,7 @@ DISTRIBUTIONS = {
     "google": "protobuf",
     "lightning_fabric": "pytorch-lightning",
     "jsonschema": "ray",
+    "pynvml": "nvidia-ml-py",
 }
 
 

@@ -42,6 +42,7 @@ from handpose.report.rank_agreement import MIN_AGREEMENT_TRIALS as LEAST_FULLY_T
 from handpose.report.rank_agreement import estimate_rank_agreement
 from handpose.report.sweep_record import Parameter, SweepRecord, TrialRecord
 from handpose.report.trial_table import shorten_names
+from handpose.report.utilisation import PHASE_NAMES, judge
 
 FindingKind = Literal["act", "note", "fine", "open"]
 """`act`: change something. `note`: worth knowing. `fine`: checked, nothing to do. `open`: too little evidence."""
@@ -95,6 +96,7 @@ def give_advice(record: SweepRecord, shown: Sequence[ShownEffect] | None = None)
         *check_unfinished_training(record),
         *summarise_effects(record, shown),
         *check_early_ranks(record),
+        *check_utilisation(record),
     ]
     return sorted(found, key=lambda finding: ("act", "note", "fine", "open").index(finding.kind))
 
@@ -447,6 +449,25 @@ def check_early_ranks(record: SweepRecord) -> list[Finding]:
             "Too few trials reached the last epoch to know whether early rungs predict the result.",
             evidence,
         )
+    ]
+
+
+def check_utilisation(record: SweepRecord) -> list[Finding]:
+    """Check what slowed the trials down. Without measurements, as in sweeps of earlier versions, nothing is said."""
+    used = record.used
+    if used is None:
+        return []
+    question = "What slowed the trials down?"
+    verdict, phase, share, remedy = judge(used)
+    num = sum(1 for trial in record.trials if trial.utilisation)
+    evidence = f"{PHASE_NAMES[phase]}: {share:.0%} of the time of {num} trials"
+    if verdict == "unknown":
+        return [Finding(question, "open", remedy, evidence)]
+    if verdict != "busy":
+        return [Finding(question, "act", f"The trials are {verdict}. {remedy}", evidence)]
+    kind: FindingKind = "note" if remedy else "fine"
+    return [
+        Finding(question, kind, f"The trials are busy: they spend their time on training. {remedy}".strip(), evidence)
     ]
 
 

@@ -33,6 +33,7 @@ from handpose.report.search_sections import (
 from handpose.report.slot_time import account_slot_time
 from handpose.report.sweep_record import Confirmation, Interval, SweepRecord, TrialRecord
 from handpose.report.trial_table import STATES, shorten_names
+from handpose.report.utilisation_section import add_utilisation_section
 
 _MAX_STORIES = 2000
 """Number of trials whose stories are in the page. They take about 1 KB each."""
@@ -71,6 +72,7 @@ def add_sweep_sections(
     ):
         add_front_section(page, record)
     _add_slot_time(page, record)
+    add_utilisation_section(page, record)
     _add_failures(page, record)
     if record.retrained is not None:
         _add_retrained(page, record)
@@ -300,10 +302,16 @@ def _add_slot_time(page: HtmlPage, record: SweepRecord) -> None:
     )
     page.add_chart(
         plot_slot_time(account),
-        "Start-up: how much longer the first epoch of a worker took than later ones. Training includes validation, "
-        "which trials do not report separately. Lost: epochs that were not reported or had to be trained again after "
-        "a failure or a kill. Hatched: the time that the stopped trials would still have taken.",
+        f"Start-up: {_describe_start_up(record)}. Training includes waiting for data and validation. Lost: epochs that "
+        "were not reported or had to be trained again after a failure or a kill. Hatched: the time that the stopped "
+        "trials would still have taken.",
     )
+
+
+def _describe_start_up(record: SweepRecord) -> str:
+    if any(trial.utilisation for trial in record.trials):
+        return "the time from the start of a worker to its first training step"
+    return "how much longer the first epoch of a worker took than later ones"
 
 
 def _add_failures(page: HtmlPage, record: SweepRecord) -> None:

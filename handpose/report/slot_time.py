@@ -1,8 +1,8 @@
 """Account of how a sweep used its slot-time. A slot is the CPUs and the fraction of a GPU that one trial holds.
 
-A report only shows when an epoch was done, not what the worker did before its first epoch. So the start-up time of a
-segment is how much longer its first epoch took than the later epochs of the trial (or of the median trial, if there are
-none). Validation is counted as training.
+The start-up time of a segment is measured (handpose/report/utilisation.py). A sweep of an earlier version has only the
+times of its reports. There, it is how much longer the first epoch of a segment took than the later epochs of the trial
+(or of the median trial, if there are none). Waiting for data and validation are counted as training.
 """
 
 import itertools
@@ -49,7 +49,11 @@ def account_slot_time(record: SweepRecord) -> SlotTime:
     start_up = lost = saved = 0.0
     for trial in record.trials:
         pace = paces.get(trial.number, typical)
-        parts = [_split_segment(trial, segment, pace) for segment in trial.segments]
+        measured = _get_start_ups(trial)
+        parts = [
+            _split_segment(trial, segment, pace, measured.get(number))
+            for number, segment in enumerate(trial.segments, start=1)
+        ]
         trained[trial.state] = trained.get(trial.state, 0.0) + sum(part[0] for part in parts)
         start_up += sum(part[1] for part in parts)
         lost += sum(part[2] for part in parts)
@@ -94,8 +98,22 @@ def _estimate_epoch_s(trial: TrialRecord) -> float | None:
     return statistics.median(paces) if paces else None
 
 
-def _split_segment(trial: TrialRecord, segment: SegmentRecord, pace: float) -> tuple[float, float, float]:
-    """Split the seconds of a segment into training, start-up and lost time."""
+def _get_start_ups(trial: TrialRecord) -> dict[int, float]:
+    """Return number of a segment -> measured seconds of its start-up."""
+    return {each.segment: seconds for each in trial.utilisation if (seconds := each.used.seconds["start_up"])}
+
+
+def _split_segment(
+    trial: TrialRecord, segment: SegmentRecord, pace: float, start_up_s: float | None = None
+) -> tuple[float, float, float]:
+    """Split the seconds of a segment into training, start-up and lost time.
+
+    Args:
+        trial: the trial.
+        segment: the segment.
+        pace: seconds of an epoch; 0 if they are not known.
+        start_up_s: measured seconds of the start-up; None: not measured.
+    """
     reports = _list_segment_reports(trial, segment)
     if not reports:
         seconds = segment.ended_s - segment.started_s
@@ -105,6 +123,8 @@ def _split_segment(trial: TrialRecord, segment: SegmentRecord, pace: float) -> t
     num_repeated = max(0, min(reported_epoch, reports[0].epoch) - segment.epoch)
     num_epochs = max(1, reports[0].epoch - segment.epoch)
     training = min(first, num_epochs * pace) if pace else first
+    if start_up_s is not None:
+        training = max(0.0, first - start_up_s)
     repeated = training * num_repeated / num_epochs
     tail = segment.ended_s - reports[-1].at_s
     trained = training - repeated + reports[-1].at_s - reports[0].at_s + (tail if segment.end != "lost" else 0.0)

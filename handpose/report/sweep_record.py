@@ -8,11 +8,13 @@ not advance while no process runs the sweep.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.plain_values import is_same
 from handpose.report.trial_table import TrialState
+from handpose.report.utilisation import EpochUtilisation, Utilisation, combine
 
 Values = Mapping[str, Any]
 
@@ -101,6 +103,7 @@ class TrialRecord:
         is_perturbed: whether its parameters were changed during training, as in population based training.
         reason: why it is in its state, in one line; empty if it runs, or if the sweep is of an earlier version.
         story: what happened to it, in order.
+        utilisation: what it used until each report; empty if it was not measured.
     """
 
     number: int
@@ -118,6 +121,12 @@ class TrialRecord:
     is_perturbed: bool = False
     reason: str = ""
     story: Sequence[StoryLine] = ()
+    utilisation: Sequence[EpochUtilisation] = ()
+
+    @cached_property
+    def used(self) -> Utilisation | None:
+        """What it used until its last report; None if it was not measured."""
+        return combine([each.used for each in self.utilisation]) if self.utilisation else None
 
     @property
     def curve(self) -> dict[int, float]:
@@ -394,6 +403,12 @@ class SweepRecord:
     configuration: Values = field(default_factory=dict)
     best: Values = field(default_factory=dict)
     expected_gain: float | None = None
+
+    @cached_property
+    def used(self) -> Utilisation | None:
+        """What all trials used together; None if nothing was measured."""
+        measured = [trial.used for trial in self.trials if trial.used is not None]
+        return combine(measured) if measured else None
 
     @property
     def sign(self) -> float:

@@ -34,6 +34,7 @@ from handpose.plain_values import to_json_text
 from handpose.report.formatting import format_duration
 from handpose.report.sweep_record import StoryLine
 from handpose.report.trial_table import TrialRow
+from handpose.report.utilisation import Utilisation
 
 STATE = "(state)"
 """First column of the HParams tab: how the trial ended."""
@@ -140,6 +141,10 @@ class TensorBoardSweepLog:
     def log_costs(self, row: TrialRow, costs: Mapping[str, float]) -> None:
         """Log the costs of a trial, which are measured before it is trained."""
         self._add_scalars(row, 0, {f"work/{name}": value for name, value in costs.items()})
+
+    def log_utilisation(self, row: TrialRow, used: Utilisation) -> None:
+        """Log what a trial has used from its last report to the row's epoch."""
+        self._add_scalars(row, row.epochs, used.to_scalars())
 
     def log_epoch(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
         """Log the metrics at the row's epoch.

@@ -16,6 +16,7 @@ from PIL import Image
 from handpose.errors import join_lines
 from handpose.report.sweep_record import StoryLine
 from handpose.report.trial_table import TrialRow
+from handpose.report.utilisation import Utilisation
 
 _KEY_FILE = "key"
 
@@ -38,6 +39,7 @@ class WandbLog:
         self._folder, self._project, self._group, self._run_name = folder, project, group, run_name
         self._key = _read_or_make_key(folder / "wandb" / _KEY_FILE)
         self._runs: dict[int, Any] = {}
+        self._utilisation: dict[int, dict[str, float]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wandb")
         self._works = True
 
@@ -51,6 +53,10 @@ class WandbLog:
         """Log the costs of a trial, which are measured before it is trained."""
         self._run_in_background(lambda row: self._get_run(row).summary.update(dict(costs)), row)
 
+    def log_utilisation(self, row: TrialRow, used: Utilisation) -> None:
+        """Log what a trial has used from its last report to the row's epoch."""
+        self._utilisation[row.number] = used.to_scalars()  # logged with the epoch, since a step is logged once
+
     def log_epoch(self, row: TrialRow, pictures: Mapping[str, Path]) -> None:
         """Log the metrics at the row's epoch.
 
@@ -59,7 +65,8 @@ class WandbLog:
             pictures: name -> JPEG file.
         """
         contents = {name: file.read_bytes() for name, file in pictures.items()}
-        self._run_in_background(lambda row: self._log(row, contents), row)
+        scalars = self._utilisation.pop(row.number, {})
+        self._run_in_background(lambda row: self._log(row, scalars, contents), row)
 
     def close_run(self, row: TrialRow, *, ended_s: float, story: Sequence[StoryLine] = ()) -> None:
         """Log that a trial does not run any more, and finish its run. It may run again later."""
@@ -101,11 +108,12 @@ class WandbLog:
             )
         return self._runs[row.number]
 
-    def _log(self, row: TrialRow, pictures: Mapping[str, bytes]) -> None:
+    def _log(self, row: TrialRow, utilisation: Mapping[str, float], pictures: Mapping[str, bytes]) -> None:
         import wandb
 
         images = {f"val_pictures/{name}": wandb.Image(Image.open(BytesIO(pixels))) for name, pixels in pictures.items()}
-        self._get_run(row).log({**row.metrics, "epochs": row.epochs, "seconds": row.seconds, **images}, step=row.epochs)
+        work = {"epochs": row.epochs, "seconds": row.seconds}
+        self._get_run(row).log({**row.metrics, **work, **utilisation, **images}, step=row.epochs)
 
     def _close_run(self, row: TrialRow) -> None:
         run = self._get_run(row)

@@ -4,6 +4,7 @@ import pytest
 
 from handpose.report.slot_time import account_slot_time, compute_spent
 from handpose.report.sweep_record import EpochReport, SegmentRecord, TrialRecord
+from handpose.report.utilisation import PHASES, EpochUtilisation, Utilisation
 from tests.report.fabricated_records import make_record
 
 
@@ -25,6 +26,26 @@ def test_the_first_epoch_of_a_stretch_has_the_start_up_in_it():
     account = account_slot_time(make_record([whole]))
     assert account.trained == {"complete": 8.0}
     assert (account.startup, account.lost, account.idle, account.saved) == (10.0, 0.0, 0.0, 0.0)
+
+
+def test_a_start_up_that_was_measured_is_not_estimated():
+    seconds = dict.fromkeys(PHASES, 0.0)
+    whole = TrialRecord(
+        0,
+        {},
+        "complete",
+        2,
+        1.0,
+        14.0,
+        reports=make_reports((1, 12), (2, 14)),
+        segments=[SegmentRecord(0, 14, 0, "over")],
+        utilisation=[
+            EpochUtilisation(1, 1, Utilisation(seconds | {"start_up": 7.0, "training": 5.0})),
+            EpochUtilisation(1, 2, Utilisation(seconds | {"training": 2.0})),
+        ],
+    )
+    account = account_slot_time(make_record([whole]))
+    assert (account.startup, account.trained) == (7.0, {"complete": 7.0})
 
 
 def test_epochs_that_are_trained_again_after_a_failure_are_lost():

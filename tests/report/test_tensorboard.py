@@ -22,6 +22,7 @@ from werkzeug.test import Client
 from handpose.report.sweep_record import StoryLine
 from handpose.report.tensorboard import ABSENT, NOT_OVER, STATE, HParamsSchema, TensorBoardSweepLog
 from handpose.report.trial_table import TrialRow
+from handpose.report.utilisation import PHASES, Utilisation
 
 with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of the html5lib that TensorBoard brings
     from tensorboard.backend.application import TensorBoardWSGI
@@ -230,6 +231,22 @@ def test_costs_and_pictures_are_in_the_trials_run(tmp_path):
     (image,) = events.Images("val_pictures/keypoints")
     assert (image.step, image.width, image.height) == (4, 48, 32)
     assert Image.open(io.BytesIO(image.encoded_image_string)).size == (48, 32)
+
+
+def test_the_utilisation_of_a_trial_is_in_its_run_by_epoch_and_after_the_metrics_in_the_tab(tmp_path):
+    row = TrialRow(0, {"a": 1})
+    log = TensorBoardSweepLog(tmp_path, run_name=make_run_name)
+    log.open_run(row)
+    for row.epochs in (1, 2):
+        row.metrics = {METRIC: 3.0}
+        seconds = dict.fromkeys(PHASES, 0.0) | {"data": 1.0, "training": 4.0 - row.epochs}
+        log.log_utilisation(row, Utilisation(seconds, cpu_percent=90.0 + row.epochs))
+        log.log_epoch(row, {})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "trial_0000")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("worker/cpu_percent")] == [(1, 91.0), (2, 92.0)]
+    assert [event.value for event in events.Scalars("worker/data_percent")] == pytest.approx([25.0, 100 / 3])
+    assert sorted(events.Tags()["scalars"])[0] == METRIC  # the tab shows the first ones by name
 
 
 PARAMS = st.dictionaries(

@@ -9,6 +9,7 @@ import pytest
 import simplejpeg
 
 from handpose.report.trial_table import TrialRow
+from handpose.report.utilisation import Utilisation
 from handpose.report.weights_and_biases import WandbLog
 
 METRIC = "val/pa_mpjpe_mm"
@@ -70,6 +71,17 @@ def test_each_trial_is_a_run_of_the_sweeps_group(site, tmp_path):
     assert [(step, values[METRIC]) for step, values in site[0].history] == [(1, 20.0), (2, 10.0)]
     assert [run.summary["state"] for run in site] == ["complete", "diverged"]
     assert [run.exit_code for run in site] == [0, 1]
+
+
+def test_the_utilisation_is_logged_with_its_epoch(site, tmp_path):
+    log, row = make_log(tmp_path), TrialRow(0, {}, epochs=1, metrics={METRIC: 5.0})
+    log.open_run(row)
+    log.log_utilisation(row, Utilisation({"data": 1.0, "training": 3.0}))
+    log.log_epoch(row, {})
+    row.epochs = 2
+    log.log_epoch(row, {})
+    log.close()
+    assert [values.get("worker/data_percent") for _, values in site[0].history] == [25.0, None]
 
 
 def test_a_sweep_that_goes_on_goes_on_with_the_same_runs(site, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from ray import tune
 
 from handpose.errors import UserError
+from handpose.report.utilisation import Utilisation
 from handpose.sweep.storage.checkpoint_files import open_worker_files
 from handpose.sweep.storage.retention import describe_checkpoint, find_newest_intact
 from handpose.sweep.trainable.reporting import UnfitWorkerError, get_worker_context, report_costs, report_epoch
@@ -22,7 +23,19 @@ def curve(segment):
     params = segment.params
     for epoch in range(1, 5):
         end = abs(math.log10(params["optimizer.lr"]) + 3) + params["model.decoder.depth"]
-        report_epoch(epoch, {METRIC: end + 4 / epoch, "val/pck_auc": 0.5})
+        report_epoch(epoch, {METRIC: end + 4 / epoch, "val/pck_auc": 0.5}, utilisation=make_utilisation(epoch))
+
+
+def make_utilisation(epoch):
+    """What an epoch of `curve` says that it has used."""
+    seconds = {
+        "start_up": 1e-3 if epoch == 1 else 0.0,
+        "data": 2e-3,
+        "training": 1e-3,
+        "validation": 0.0,
+        "report": 0.0,
+    }
+    return Utilisation(seconds, cpu_percent=10.0 * epoch, memory_mb=500.0)
 
 
 def waits_for_a_command(segment):

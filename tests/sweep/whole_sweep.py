@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 
 from handpose.config import compose, list_location_overrides, quote_override, save_config
 from handpose.report.terminal import PlainView, SweepClock
+from handpose.report.utilisation import Utilisation
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import fix_params, load_space
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
@@ -184,6 +185,9 @@ class SweepProcess:
         value = math.nan if (number, epoch) in self.diverges else compute_loss(segment.params, epoch)
         metrics = {METRIC: value, "val/pck_auc": 10 / (10 + value)}
         self.running[number] = (segment, epoch)
+        start_up_s = 0.5 if epoch == segment.epoch + 1 else 0.0
+        seconds = {"start_up": start_up_s, "data": 0.0, "training": 0.6, "validation": 0.1, "report": 0.0}
+        self.recorder.add_utilisation(number, Utilisation(seconds, cpu_percent=80.0, memory_mb=900.0))
         goes_on = self.state.process_report(
             number, epoch, metrics, node="vm", resumed_from=segment.epoch, checkpoint=checkpoint
         )

@@ -31,6 +31,7 @@ from handpose.report.sweep_record import (
     TrialRecord,
 )
 from handpose.report.trial_table import TrialTable
+from handpose.report.utilisation import EpochUtilisation
 from handpose.schedulers.scheduler import Fifo
 from handpose.search.space import flatten_config
 from handpose.sweep.analysis.importance import MIN_TRIALS, TrialDraws, compute_importance
@@ -54,6 +55,7 @@ from handpose.sweep.record.events import (
     read_events,
 )
 from handpose.sweep.record.settings import SweepSettings, restore_settings
+from handpose.sweep.record.utilisation_file import UTILISATION_FILE, read_utilisation
 from handpose.yaml_files import read_yaml
 
 _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
@@ -84,9 +86,10 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
     for number in history.live["running"]:
         history.trials[number].update_seconds(course.at)
     settings = replace(settings, max_epochs=history.settings.max_epochs)  # the user may have raised it
+    measured, metric = read_utilisation(folder / UTILISATION_FILE), settings.metric
     trials = [
-        _make_trial_record(history.trials[number], course, tell_story(stories.get(number), settings.metric), settings)
-        for number in sorted(history.trials)
+        _make_trial_record(trial, course, tell_story(stories.get(number), metric), metric, measured.get(number, ()))
+        for number, trial in sorted(history.trials.items())
     ]
     fixed_params = kept.get("fixed_params") or {}
     parameters, distributions, fixed = read_searched_space(folder, config, trials, fixed_params=fixed_params)
@@ -222,7 +225,11 @@ class _Timeline:
 
 
 def _make_trial_record(
-    trial: TrialHistory, timeline: _Timeline, story: Sequence[StoryLine], settings: SweepSettings
+    trial: TrialHistory,
+    timeline: _Timeline,
+    story: Sequence[StoryLine],
+    metric: str,
+    utilisation: Sequence[EpochUtilisation],
 ) -> TrialRecord:
     row = trial.row
     return TrialRecord(
@@ -230,7 +237,7 @@ def _make_trial_record(
         params=dict(row.params),
         state=row.state,
         epochs=row.epochs,
-        value=row.metrics.get(settings.metric, math.nan),
+        value=row.metrics.get(metric, math.nan),
         seconds=row.seconds,
         metrics=dict(row.metrics),
         costs=dict(row.costs),
@@ -241,6 +248,7 @@ def _make_trial_record(
         is_perturbed=row.number in timeline.perturbed,
         reason=row.reason,
         story=story,
+        utilisation=utilisation,
     )
 
 

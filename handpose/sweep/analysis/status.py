@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from handpose.report.formatting import format_duration, format_interval, format_
 from handpose.report.reasons import format_spent_budget
 from handpose.report.terminal import SweepClock, render_sweep
 from handpose.report.trial_table import TrialRow
+from handpose.report.utilisation import Utilisation, combine, judge
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.record.events import EVENTS_FILE, Event, SweepClosed, SweepOpened, read_events
 from handpose.sweep.record.settings import STOP_WHEN_KEY, SweepSettings, format_resume_command, restore_settings
+from handpose.sweep.record.utilisation_file import UTILISATION_FILE, read_utilisation
 from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
 from handpose.urls import is_url
 from handpose.yaml_files import read_yaml
@@ -82,6 +84,8 @@ def summarise_status(folder: Path) -> dict[str, Any]:
     metrics = folder / "retrain" / "metrics.json"
     ended_by = status.history.spent_budget if isinstance(last, SweepClosed) and last.reason == "spent" else None
     left_s = status.make_clock(sweep.time_budget_s).estimate_left_s(table)
+    measured = read_utilisation(folder / UTILISATION_FILE)
+    used = {number: combine([each.used for each in parts]) for number, parts in measured.items()}
     return {
         "format": STATUS_FORMAT,
         "name": sweep.name,
@@ -99,7 +103,8 @@ def summarise_status(folder: Path) -> dict[str, Any]:
         "mode": table.mode,
         "counts": dict(table.count_states()),
         "best": ranked[0].number if ranked else None,
-        "trials": [_summarise_trial(row) for _, row in sorted(table.rows.items())],
+        "utilisation": _summarise_utilisation(combine(list(used.values()))) if used else None,
+        "trials": [_summarise_trial(row, used.get(number)) for number, row in sorted(table.rows.items())],
         "confirmed": None if is_open else read_yaml(folder / "confirm" / "confirm.yaml") or None,
         "retrained": read_json(metrics)["metrics"] if stage == "done" and metrics.is_file() else None,
     }
@@ -117,9 +122,15 @@ def _find_stage(folder: Path, last: Event | None) -> str:
     return "confirmation"
 
 
-def _summarise_trial(row: TrialRow) -> dict[str, Any]:
+def _summarise_trial(row: TrialRow, used: Utilisation | None) -> dict[str, Any]:
     names = ("number", "state", "epochs", "metrics", "costs", "seconds", "node", "params", "reason", "error")
-    return {name: getattr(row, name) for name in names}
+    utilisation = None if used is None else _summarise_utilisation(used)
+    return {name: getattr(row, name) for name in names} | {"utilisation": utilisation}
+
+
+def _summarise_utilisation(used: Utilisation) -> dict[str, Any]:
+    verdict, phase, share, remedy = judge(used)
+    return {"verdict": verdict, "phase": phase, "share": share, "remedy": remedy, **asdict(used)}
 
 
 @dataclass

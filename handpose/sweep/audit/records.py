@@ -28,6 +28,7 @@ from handpose.errors import UserError
 from handpose.plain_values import is_same
 from handpose.report.tensorboard import ABSENT, EPOCHS, NOT_OVER, SECONDS, STATE, to_column_value
 from handpose.report.trial_table import TrialRow, TrialTable
+from handpose.report.utilisation import WORKER_PREFIX
 from handpose.search.distributions import parse_label
 from handpose.search.points import find_finite_points, place_added_point, place_values
 from handpose.search.searcher import TrialSnapshot
@@ -695,6 +696,8 @@ def _read_run(folder: Path) -> tuple[_Scalars, dict[str, Any] | None, bool]:
         for record in RawEventFileLoader(str(file)).Load():
             event = TensorBoardEvent.FromString(record)
             for value in event.summary.value:
+                if value.tag.startswith(WORKER_PREFIX):  # measured, and not in the events
+                    continue
                 if value.HasField("simple_value"):
                     shown[value.tag, event.step].add(_to_float32(value.simple_value))
                 elif value.tag == SESSION_END_INFO_TAG:

@@ -246,7 +246,10 @@ class SweepController:
         where = (self._settings.folder, trial.gpus, self._settings.storage_url)
         made = TrialSegment(number, segment, dict(trial.row.params), epoch, held, *where)
         if self.history.raised_epochs:
-            made = made._replace(max_epochs=self.history.settings.max_epochs, rungs=self.history.rungs)
+            history = self.history
+            made = made._replace(
+                max_epochs=history.settings.max_epochs, rungs=history.rungs, may_pause=history.needs_checkpoints
+            )
         return made
 
     def _adopt_checkpoints(self, number: int) -> None:

@@ -375,6 +375,11 @@ class History:
         """The epochs at which the scheduler compares trials."""
         return self._scheduler.rungs
 
+    @property
+    def needs_checkpoints(self) -> bool:
+        """Whether trials may pause at the rungs."""
+        return self._scheduler.needs_checkpoints
+
     def decide_retry(
         self, number: int, kind: FailureKind, *, node: str = "", halts: bool = False, quarantines: bool = False
     ) -> RetryDecision:

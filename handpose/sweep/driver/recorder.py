@@ -4,12 +4,13 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from handpose.report.notify import Notifier
 from handpose.report.sweep_record import StoryLine
 from handpose.report.terminal import SweepView
 from handpose.report.trial_table import TrialRow, TrialTable
+from handpose.report.utilisation import EpochUtilisation, Utilisation, combine
 from handpose.sweep.analysis.story import StoryEvents, tell_story
 from handpose.sweep.record.events import (
     EVENTS_FILE,
@@ -25,6 +26,7 @@ from handpose.sweep.record.events import (
     read_events,
 )
 from handpose.sweep.record.trial_segment import PICTURES_FOLDER, find_pictures
+from handpose.sweep.record.utilisation_file import UTILISATION_FILE, append_utilisation
 from handpose.sweep.storage.retention import CheckpointRetention
 
 _CSV_EVERY_S = 1.0
@@ -48,6 +50,9 @@ class TrialLog(Protocol):
             pictures: name -> JPEG file. The files are removed afterwards.
         """
 
+    def log_utilisation(self, row: TrialRow, used: Utilisation) -> None:
+        """Log what the trial has used from its last report to the row's epoch. Called before `log_epoch`."""
+
     def close_run(self, row: TrialRow, *, ended_s: float, story: Sequence[StoryLine]) -> None:
         """The trial no longer runs, and may be over.
 
@@ -61,8 +66,20 @@ class TrialLog(Protocol):
         """Close the log in this process. Another process may continue the trials later."""
 
 
+class _SegmentTime(NamedTuple):
+    """A running segment of a trial.
+
+    Attributes:
+        number: its number within the trial.
+        reported_s: `TrialRow.seconds` at its last report, or at its start.
+    """
+
+    number: int
+    reported_s: float
+
+
 class Recorder:
-    """Keeps trials.csv, the logs and the terminal view up to date with the events.
+    """Keeps trials.csv, utilisation.jsonl, the logs and the terminal view up to date with the events.
 
     Args:
         table: the table of trials; the controller updates it.
@@ -93,6 +110,8 @@ class Recorder:
         self._logs = logs
         self._notifier = notifier
         self._stories = StoryEvents()
+        self._utilisation: dict[int, Utilisation] = {}
+        self._segments: dict[int, _SegmentTime] = {}
         self._shown_trials: set[tuple[int, int]] = set()
         self._is_csv_outdated = True
         self._next_write = 0.0
@@ -116,6 +135,14 @@ class Recorder:
                 self._stories.forget(row.number)
         self._write_csv()
 
+    def add_utilisation(self, trial: int, used: Utilisation) -> None:
+        """Keep what a trial has used until its report is recorded as an event.
+
+        A report of an epoch that was reported before is no event. What was used for it counts for the next one.
+        """
+        earlier = self._utilisation.get(trial)
+        self._utilisation[trial] = used if earlier is None else combine([earlier, used])
+
     def on_event(self, event: Event, row: TrialRow | None, /) -> None:
         """Record an event.
 
@@ -138,12 +165,15 @@ class Recorder:
                     self._notifier.send("quarantined", note)
             return
         if isinstance(event, SegmentStarted):
+            self._utilisation.pop(event.trial, None)
+            self._segments[event.trial] = _SegmentTime(event.segment, row.seconds)
             for log in self._logs:
                 log.open_run(row)
         elif isinstance(event, CostsMeasured):
             for log in self._logs:
                 log.log_costs(row, event.costs)
         elif isinstance(event, EpochReported):
+            self._record_utilisation(event, row)
             self._log_epoch(row)
         ends_segment = isinstance(event, (SegmentFailed, EpochReported))  # the latter in a paused sweep
         if row.state not in ("running", "waiting") or (row.state == "waiting" and ends_segment):
@@ -186,12 +216,29 @@ class Recorder:
         for file in pictures.values():
             file.unlink(missing_ok=True)
 
+    def _record_utilisation(self, event: EpochReported, row: TrialRow) -> None:
+        """Record what a trial has used since its last report. Nothing depends on it, so it may fail."""
+        used, segment = self._utilisation.pop(event.trial, None), self._segments.get(event.trial)
+        if segment is None:
+            return
+        self._segments[event.trial] = segment._replace(reported_s=row.seconds)
+        if used is None:
+            return
+        used = used.complete(row.seconds - segment.reported_s)
+        with contextlib.suppress(OSError):
+            append_utilisation(
+                self._folder / UTILISATION_FILE, event.trial, EpochUtilisation(segment.number, event.epoch, used)
+            )
+        for log in self._logs:
+            log.log_utilisation(row, used)
+
     def _close_run(self, row: TrialRow) -> None:
         story = tell_story(self._stories.get(row.number), self._table.metric)
         for log in self._logs:
             log.close_run(row, ended_s=time.time(), story=story)
         if row.is_over:
             self._stories.forget(row.number)
+            self._segments.pop(row.number, None)
 
     def _restore_story(self, trial: int) -> None:
         """Read the story of a trial that goes on after its end, with the event that has just been written."""

@@ -341,6 +341,7 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
             is_interrupted=is_interrupted,
             needs_report=run.needs_report,
             process_interventions=inbox.process,
+            record_utilisation=recorder.add_utilisation,
         )
 
         def on_every_step() -> None:

@@ -18,6 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from handpose.errors import UserError
+from handpose.report.utilisation import Utilisation
 from handpose.sweep.controller.controller import SegmentFailure, SweepController
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.execution.nodes import NodeWatcher
@@ -34,6 +35,7 @@ from handpose.sweep.trainable.reporting import (
     COSTS_KEY,
     NODE_ID_KEY,
     SEGMENT_KEY,
+    UTILISATION_KEY,
     LostWorkerError,
     TrialFunction,
     UnfitWorkerError,
@@ -71,6 +73,7 @@ class TuneBridge:
         needs_report: whether the sweep goes on with a spent budget until a trial has reported, because it must have a
             winner.
         process_interventions: executes the interventions of the user that wait, and returns whether there were some.
+        record_utilisation: takes the number of a trial and what it has used, before its report is processed.
 
     Attributes:
         error: the first exception in one of Tune's calls; None: there was none.
@@ -86,10 +89,12 @@ class TuneBridge:
         is_interrupted: Callable[[], bool],
         needs_report: bool = False,
         process_interventions: Callable[[], bool] = lambda: False,
+        record_utilisation: Callable[[int, Utilisation], None] = lambda trial, used: None,
     ) -> None:
         self.controller = controller
         self.starts = starts
         self.nodes = nodes
+        self.record_utilisation = record_utilisation
         self.hang_timeout_s = sweep.hang_timeout_s
         self.error: Exception | None = None
         self._sweep = sweep
@@ -222,6 +227,9 @@ class BridgeScheduler(FIFOScheduler):
         state = self._bridge.controller
         if COSTS_KEY in result and result["epoch"] == 0:
             return state.process_costs(number, result[COSTS_KEY][0])
+        used: Utilisation | None = result.get(UTILISATION_KEY, [None])[0]
+        if used is not None:
+            self._bridge.record_utilisation(number, used)
         return state.process_report(
             number,
             result["epoch"],

@@ -1,1 +1,1 @@
-"""Records of a sweep: its settings, its event log, the segments of its trials and the provenance of its results."""
+"""Records of a sweep: settings, event log, segments of trials, what trials used, and the provenance of its results."""

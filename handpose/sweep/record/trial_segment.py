@@ -28,6 +28,7 @@ class TrialSegment(NamedTuple):
         storage: URL of the sweep in an object store that contains its checkpoints; None: they are in `folder`.
         max_epochs: number of epochs of a complete trial if the user has raised it; None: as configured.
         rungs: with `max_epochs`, the epochs at which the scheduler compares trials.
+        may_pause: with `max_epochs`, whether a trial may pause there.
     """
 
     trial: int
@@ -40,6 +41,7 @@ class TrialSegment(NamedTuple):
     storage: str | None = None
     max_epochs: int | None = None
     rungs: Sequence[int] = ()
+    may_pause: bool = False
 
     @property
     def name(self) -> str:

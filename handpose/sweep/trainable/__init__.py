@@ -1,1 +1,1 @@
-"""What a worker runs: a segment of a trial, its checkpoints and reports, and the measurement of a trial's cost."""
+"""What a worker runs: a segment of a trial, its checkpoints and reports, what it uses, and what a trial costs."""

@@ -7,13 +7,15 @@ from typing import Any, NamedTuple, Protocol
 import ray
 from ray import tune
 
+from handpose.report.utilisation import Utilisation
 from handpose.sweep.record.events import CheckpointRecord, FailureKind
 from handpose.sweep.record.trial_segment import TrialSegment
 
-SEGMENT_KEY, CHECKPOINT_KEY, COSTS_KEY, AVOIDED_NODES_KEY, NODE_ID_KEY = (
+SEGMENT_KEY, CHECKPOINT_KEY, COSTS_KEY, UTILISATION_KEY, AVOIDED_NODES_KEY, NODE_ID_KEY = (
     "segment",
     "checkpoint",
     "costs",
+    "utilisation",
     "avoided",
     "node_id",
 )
@@ -95,6 +97,7 @@ def report_epoch(
     resumed_from: int = 0,
     checkpoint: CheckpointRecord | None = None,
     note: str = "",
+    utilisation: Utilisation | None = None,
 ) -> None:
     """Report the metrics of an epoch to Tune. Does not return if the segment ends here.
 
@@ -104,9 +107,10 @@ def report_epoch(
         resumed_from: epoch of the checkpoint from which the segment was resumed; 0: it started from scratch.
         checkpoint: the newest checkpoint saved since the last report.
         note: what went wrong without ending the segment.
+        utilisation: what the segment has used since the last report; None: not measured.
     """
     progress = {"epoch": epoch, "resumed_from": resumed_from, CHECKPOINT_KEY: [checkpoint], "note": note}
-    get_worker_context().report({**metrics, **progress, NODE_ID_KEY: _get_node_id()})
+    get_worker_context().report({**metrics, **progress, UTILISATION_KEY: [utilisation], NODE_ID_KEY: _get_node_id()})
 
 
 def report_costs(costs: Mapping[str, float]) -> None:

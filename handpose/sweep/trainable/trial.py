@@ -4,9 +4,11 @@ The worker composes a trial from overrides that train.py also accepts. Nothing i
 before, so each trial can be trained again alone: see `TrialRecipe.format_command`.
 """
 
+import contextlib
 import math
 import shlex
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +34,7 @@ from handpose.sweep.trainable.gpu_memory import cap_gpu_memory, check_gpu_is_vis
 from handpose.sweep.trainable.process_state import preserve_process_state
 from handpose.sweep.trainable.reporting import get_worker_context, report_costs, report_epoch
 from handpose.sweep.trainable.trial_cost import measure_costs, split_batch
+from handpose.sweep.trainable.utilisation_meter import UtilisationMeter
 from handpose.training.callbacks import draw_prediction_pictures
 from handpose.training.fit import RunFolders, fit
 from handpose.training.module import HandPose
@@ -119,34 +122,39 @@ class TrainingFunction:
             replace(
                 self,
                 recipe=replace(self.recipe, max_epochs=segment.max_epochs),
-                rungs=segment.rungs if self.rungs else (),
+                rungs=segment.rungs if segment.may_pause else (),
                 comparison_epochs=segment.rungs,
             )(segment._replace(max_epochs=None))
             return
+        started_at = time.perf_counter()
         collect_as_usual()
         if get_worker_context().num_workers > 1:
             with tempfile.TemporaryDirectory(dir=".", prefix="member-") as folder:
-                self._train(segment, Path(folder), process_group=_make_process_group())
+                self._train(segment, Path(folder), started_at, process_group=_make_process_group())
             return
         with preserve_process_state():
             cap_gpu_memory(_get_trial_gpus())
-            self._train(segment, Path(tune.get_context().get_trial_dir() or "."))
+            self._train(segment, Path(tune.get_context().get_trial_dir() or "."), started_at)
 
-    def _train(self, segment: TrialSegment, folder: Path, *, process_group: ProcessGroup | None = None) -> None:
+    def _train(
+        self, segment: TrialSegment, folder: Path, started_at: float, *, process_group: ProcessGroup | None = None
+    ) -> None:
         config = split_batch(
             compose("train", self.recipe.make_worker_overrides(segment.params)), get_worker_context().num_workers
         )
         gpus = _get_trial_gpus() if process_group is None else len(ray.get_gpu_ids())
         check_gpu_is_visible(config.trainer.accelerator, gpus)
-        with open_worker_files(segment, scratch=folder) as files:
+        with self._measure_utilisation(gpus, started_at) as meter, open_worker_files(segment, scratch=folder) as files:
             newest, resume_from = files.fetch_newest(segment.checkpoints) or (None, None)
             resumed_from, hands = newest.epoch if newest else 0, config.pictures.trial_hands
-            callback = TrialReportCallback(segment, self, files=files, resumed_from=resumed_from, num_hands=hands)
+            callback = TrialReportCallback(
+                segment, self, files=files, resumed_from=resumed_from, num_hands=hands, meter=meter
+            )
             try:
                 fit(
                     config,
                     RunFolders(folder, folder, folder),
-                    callbacks=[callback],
+                    callbacks=[*([] if meter is None else [meter]), callback],
                     quiet=True,
                     resume_from=resume_from,
                     cache_data=True,
@@ -154,6 +162,14 @@ class TrainingFunction:
                 )
             finally:
                 callback.close()
+
+    def _measure_utilisation(
+        self, gpus: float, started_at: float
+    ) -> contextlib.AbstractContextManager[UtilisationMeter | None]:
+        """Measure what this worker uses, if it is the one that reports."""
+        if get_worker_context().rank:
+            return contextlib.nullcontext()
+        return UtilisationMeter(cores=self.recipe.num_threads, gpus=gpus, started_at=started_at)
 
     def is_checkpoint_due(self, epoch: int) -> bool:
         """Return whether a checkpoint is due after this epoch."""
@@ -198,6 +214,7 @@ class TrialReportCallback(pl.Callback):
         files: where checkpoints are kept.
         resumed_from: epoch of the checkpoint from which the segment was resumed; 0: it started from scratch.
         num_hands: number of hands in the pictures.
+        meter: measures what the segment uses, which is reported with each epoch; None: nothing is measured.
     """
 
     def __init__(
@@ -208,11 +225,13 @@ class TrialReportCallback(pl.Callback):
         files: CheckpointFiles,
         resumed_from: int,
         num_hands: int = 0,
+        meter: UtilisationMeter | None = None,
     ) -> None:
         self.segment = segment
         self.training_function = training_function
         self.resumed_from = resumed_from
         self.num_hands = num_hands
+        self._meter = meter
         self._files = BackgroundCheckpointIO(files)
         self._is_finite: torch.Tensor | None = None
 
@@ -286,7 +305,8 @@ class TrialReportCallback(pl.Callback):
 
     def _report_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         checkpoint, note = self._files.wait_for_result()
-        report_epoch(epoch, metrics, resumed_from=self.resumed_from, checkpoint=checkpoint, note=note)
+        used = None if self._meter is None else self._meter.take()
+        report_epoch(epoch, metrics, resumed_from=self.resumed_from, checkpoint=checkpoint, note=note, utilisation=used)
 
 
 def select_training_overrides(overrides: Iterable[str]) -> list[str]:

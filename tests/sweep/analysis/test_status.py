@@ -14,7 +14,9 @@ from rich.console import Console
 from handpose.errors import UserError
 from handpose.report.tensorboard import TensorBoardSweepLog
 from handpose.report.trial_table import TrialRow
+from handpose.report.utilisation import PHASES, EpochUtilisation, Utilisation
 from handpose.sweep.analysis.status import print_status, render_status
+from handpose.sweep.record.utilisation_file import UTILISATION_FILE, append_utilisation
 from handpose.sweep.status import main
 from tests.sweep.objectives import METRIC
 from tests.sweep.simulation import SimulatedSweep
@@ -170,6 +172,28 @@ def test_a_program_reads_the_same_as_json(started_sweep, capsys):
     assert diverged["metrics"][METRIC] is None
     assert diverged["reason"] == rows[diverged["number"]].reason != ""
     assert found["confirmed"] is found["retrained"] is None
+
+
+def test_a_program_reads_what_slowed_the_trials_down(started_sweep, capsys):
+    started_sweep.fill()
+    started_sweep.step()
+    assert read_summary(started_sweep, capsys)["utilisation"] is None
+    seconds = dict.fromkeys(PHASES, 0.0) | {"data": 3.0, "training": 1.0}
+    used = EpochUtilisation(1, 1, Utilisation(seconds, memory_mb=500.0))
+    append_utilisation(started_sweep.settings.path / UTILISATION_FILE, 1, used)
+    found = read_summary(started_sweep, capsys)
+    named = {key: found["utilisation"][key] for key in ("verdict", "phase", "share", "memory_mb", "gpu_percent")}
+    assert named == {
+        "verdict": "starved by data",
+        "phase": "data",
+        "share": 0.75,
+        "memory_mb": 500.0,
+        "gpu_percent": None,
+    }
+    assert found["utilisation"]["seconds"] == seconds
+    by_number = {trial["number"]: trial["utilisation"] for trial in found["trials"]}
+    assert by_number[0] is None
+    assert by_number[1] == found["utilisation"]
 
 
 def test_it_says_how_the_sweep_ended_and_what_came_after_it(started_sweep, capsys):

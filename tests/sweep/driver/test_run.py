@@ -36,6 +36,7 @@ from handpose.sweep.execution.runtime import start_ray
 from handpose.sweep.preflight.checks import check_sweep
 from handpose.sweep.record.events import EpochReported, SegmentFailed, SegmentStarted, read_events
 from handpose.sweep.record.settings import RaySettings
+from handpose.sweep.record.utilisation_file import read_utilisation
 from tests.report.test_tensorboard import hparams_tab
 from tests.sweep.objectives import (
     METRIC,
@@ -112,6 +113,19 @@ def test_trials_csv_and_study_and_tensorboard_agree(finished):
         shown = next(value for value in group.metric_values if value.name.tag == METRIC)
         assert shown.training_step == row["epochs"] == trial.last_step
         assert shown.value == pytest.approx(trial.value, rel=1e-6)  # TensorBoard keeps single precision
+
+
+def test_what_trials_used_is_recorded_next_to_the_events(finished):
+    used = read_utilisation(finished.folder / "utilisation.jsonl")
+    assert {number: [each.epoch for each in parts] for number, parts in used.items()} == {
+        number: list(range(1, row.epochs + 1)) for number, row in finished.table.rows.items()
+    }
+    for number, parts in used.items():
+        assert [each.used.cpu_percent for each in parts] == [10.0 * each.epoch for each in parts]
+        assert parts[0].used.seconds["start_up"] > 1e-3  # the worker's start, which it cannot see itself
+        total_s = sum(each.used.total_s for each in parts)
+        assert total_s == pytest.approx(finished.table.rows[number].seconds, abs=0.01)
+    assert b"cpu_percent" not in (finished.folder / "events.jsonl").read_bytes()
 
 
 def test_the_default_configuration_is_tried_first(finished):

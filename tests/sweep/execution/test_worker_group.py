@@ -25,6 +25,7 @@ from handpose.sweep.execution.group_trainer import set_gloo_interface
 from handpose.sweep.execution.ray_internals import WorkerGroupStartupFailedError
 from handpose.sweep.execution.tune_bridge import _classify_failure
 from handpose.sweep.record.events import EpochReported, SegmentFailed, read_events
+from handpose.sweep.record.utilisation_file import read_utilisation
 from handpose.sweep.trainable.reporting import SINGLE_WORKER, WorkerContext, get_worker_context, set_worker_context
 from handpose.sweep.trainable.trial_cost import split_batch
 from handpose.training.fit import RunFolders, fit
@@ -105,6 +106,7 @@ def test_two_workers_give_the_metrics_of_one(tmp_path):
     config = compose("train", [*alone, "logger=none", "checkpoints.enabled=false"])
     fit(config, RunFolders(tmp_path, tmp_path, tmp_path), quiet=True, callbacks=[one])
     assert config.data.batch_size == 72
+    assert [each.epoch for each in read_utilisation(folder / "utilisation.jsonl")[0]] == [1, 2]  # of one worker only
     assert one.values.keys() == two.keys() == {1, 2}
     for epoch, metrics in two.items():
         assert metrics == pytest.approx({name: one.values[epoch][name] for name in metrics}, rel=0.01)

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import time
 
 import pytest
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from handpose.sweep.record.events import CostsMeasured, EpochReported, SegmentSt
 from handpose.sweep.record.trial_segment import TrialSegment, find_pictures
 from handpose.sweep.storage.checkpoint_files import FolderFiles
 from handpose.sweep.trainable import trial
+from handpose.sweep.trainable.reporting import WorkerContext, set_worker_context
 from handpose.sweep.trainable.trial import (
     TrainingFunction,
     TrialRecipe,
@@ -22,6 +24,7 @@ from handpose.sweep.trainable.trial import (
     add_param_overrides,
     select_training_overrides,
 )
+from handpose.sweep.trainable.utilisation_meter import UtilisationMeter
 from handpose.training.fit import RunFolders, fit
 from tests import builders
 from tests.builders import write_freihand
@@ -151,10 +154,11 @@ def make_callback(overrides, tmp_path):
 
     callbacks = []
 
-    def made(metric=METRIC, every=None, rungs=(), compared_at=(), num_hands=0):
+    def made(metric=METRIC, every=None, rungs=(), compared_at=(), num_hands=0, meter=None):
         segment, files = TrialSegment(0, 1, {}, 0, [], str(tmp_path), None), FolderFiles(tmp_path)
         objective = TrainingFunction(TrialRecipe([], [], 4, 1), metric, every, rungs, comparison_epochs=compared_at)
-        callbacks.append(TrialReportCallback(segment, objective, files=files, resumed_from=0, num_hands=num_hands))
+        options = {"files": files, "resumed_from": 0, "num_hands": num_hands, "meter": meter}
+        callbacks.append(TrialReportCallback(segment, objective, **options))
         return callbacks[-1]
 
     yield made
@@ -224,6 +228,23 @@ def test_pictures_are_drawn_where_a_trial_may_end_and_change_nothing(train, make
     assert sizes[0] == sizes[1]
 
 
+def test_each_report_has_what_was_used_since_the_last_one(train, make_callback, monkeypatch):
+    reports = []
+    monkeypatch.setattr(trial, "report_epoch", lambda epoch, metrics, utilisation, **_: reports.append(utilisation))
+    with UtilisationMeter(cores=1, gpus=0.0, started_at=time.perf_counter()) as meter:
+        train("trainer.max_epochs=3", callbacks=[meter, make_callback(every=1, meter=meter)])
+    assert [used.seconds["start_up"] > 0 for used in reports] == [True, False, False]
+    assert all(used.seconds["training"] > 0 and used.seconds["validation"] > 0 for used in reports)
+
+
+@pytest.mark.parametrize(("rank", "is_measured"), [(0, True), (1, False)])
+def test_of_several_workers_the_one_that_reports_measures(rank, is_measured):
+    training = TrainingFunction(TrialRecipe([], [], 4, 1), METRIC, None)
+    context = set_worker_context(WorkerContext(rank, 2, lambda values: None))
+    with context, training._measure_utilisation(0.0, time.perf_counter()) as meter:
+        assert (meter is not None) == is_measured
+
+
 class Rates(pl.Callback):
     """Learning rate of every step."""
 
@@ -266,3 +287,21 @@ def test_a_folder_for_packed_images_may_depend_on_the_node(monkeypatch):
     recipe = TrialRecipe(["paths.packed='${oc.env:TMPDIR,/tmp}/handpose'"], ["paths.packed=/driver/handpose"], 4, 1)
     monkeypatch.setenv("TMPDIR", "/node")
     assert compose("train", recipe.make_worker_overrides({})).paths.packed == "/node/handpose"
+
+
+@pytest.mark.parametrize(("may_pause", "rungs"), [(True, (1, 3, 9)), (False, ())])
+def test_a_segment_of_a_trial_with_more_epochs_trains_to_the_new_last_one(monkeypatch, may_pause, rungs):
+    """With its schedule, and with checkpoints where it may pause, also if the scheduler had no rungs before."""
+    trained = []
+    monkeypatch.setattr(TrainingFunction, "_train", lambda self, *args, **named: trained.append(self))
+    recipe = TrialRecipe([], [], max_epochs=1, num_threads=1)
+    function = TrainingFunction(recipe, METRIC, None, saves_last=True)
+    segment = TrialSegment(0, 2, {}, 1, [], "", None, max_epochs=27, rungs=(1, 3, 9), may_pause=may_pause)
+    with set_worker_context(WorkerContext(0, 2, lambda values: None)), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "_make_process_group", lambda: None)
+        function(segment)
+    (raised,) = trained
+    assert raised.recipe.max_epochs == 27
+    assert [epoch for epoch in range(1, 28) if raised.is_checkpoint_due(epoch)] == [*rungs, 27]
+    assert [epoch for epoch in range(1, 28) if raised.may_pause_at(epoch)] == [*rungs, 27]
+    assert raised.comparison_epochs == (1, 3, 9)
