@@ -32,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(patch.undo)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests, so that at the end no process is alone with one of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)  # stable: the order within a file stays
+
+
 @pytest.fixture(autouse=True)
 def _forget_extensions() -> Iterator[None]:
     """Forget a user's folder that a test has used. Its modules stay on the path, but no configuration names them."""
