@@ -11,7 +11,6 @@ alignments:
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.integrate import trapezoid
 from scipy.linalg import orthogonal_procrustes
 
 THRESHOLDS_M = np.linspace(0.0, 0.05, 100)
@@ -82,7 +81,7 @@ def compute_pck_auc(errors_m: NDArray[np.float64]) -> float:
         errors_m: (N, K) errors in metres.
     """
     pck = (errors_m[:, :, None] <= THRESHOLDS_M).mean(axis=0)  # (K, thresholds)
-    areas = trapezoid(pck, THRESHOLDS_M, axis=-1) / THRESHOLDS_M[-1]
+    areas = np.trapezoid(pck, THRESHOLDS_M, axis=-1) / THRESHOLDS_M[-1]
     return float(areas.mean())
 
 

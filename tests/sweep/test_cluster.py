@@ -35,16 +35,11 @@ def cluster():
         place.cleanup()
 
 
-@pytest.fixture
-def drill(cluster):
-    """A sweep of 16 trials on two nodes of one core: Ray may take 15 s to see that a node is gone."""
-    cluster.start("node2")
-    return cluster, ClusterDrill(cluster, cluster.folder / "sweep", num_trials=16, num_workers=1)
-
-
 @pytest.mark.slow
-def test_a_lost_node_costs_no_trial_and_no_try(drill):
-    cluster, swept = drill
+def test_a_lost_node_costs_no_trial_and_no_try_and_a_sweep_whose_head_is_lost_can_go_on(cluster):
+    """Two sweeps on one cluster of two nodes of one core: Ray may take 15 s to see that a node is gone."""
+    cluster.start("node2")
+    swept = ClusterDrill(cluster, cluster.folder / "sweep", num_trials=16, num_workers=1)
     swept.do("killed", 1, lambda: cluster.kill("node1"))
     swept.finish()
     found = count_events(swept.events())
@@ -53,14 +48,11 @@ def test_a_lost_node_costs_no_trial_and_no_try(drill):
     assert not audit(cluster.folder / "sweep")
     assert "node node1 is gone: 1 trials at a time" in swept.log()
 
-
-@pytest.mark.slow
-def test_a_sweep_whose_head_is_lost_ends_and_can_go_on(drill):
-    cluster, swept = drill
-    swept.do("begun", 1, lambda: None)
+    another = ClusterDrill(cluster, cluster.folder / "another", num_trials=16, num_workers=1)
+    another.do("begun", 1, lambda: None)
     cluster.kill("head")
-    assert swept.status() == INTERRUPTED_STATUS
-    assert "the head of the Ray cluster no longer answers; to resume: python tune.py sweep.resume=" in swept.log()
+    assert another.status() == INTERRUPTED_STATUS
+    assert "the head of the Ray cluster no longer answers; to resume: python tune.py sweep.resume=" in another.log()
 
 
 @pytest.mark.slow
