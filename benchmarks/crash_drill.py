@@ -7,9 +7,15 @@ with SIGKILL after random times, the driver at any moment after it was started, 
 sweep.resume. Rounds of ASHA with one trial at a time are compared with the same sweep without kills, report by report
 and to the last digit; the decisions of freeze_thaw depend on the time that an epoch takes. Every round is audited
 (handpose/sweep/audit): events, replayed decisions, study, trials.csv.
+
+With --commands, random commands are also given with handpose.sweep.control: while the sweep runs, just before its
+driver is killed, and while no process runs it. At the end each command must have been executed once or refused with an
+answer. The moments of the commands differ from run to run, and so do the decisions after them. Therefore these rounds
+are not compared with a sweep without kills. Instead, the audit repeats all decisions from the events.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -17,16 +23,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from handpose.files import write_json  # noqa: E402
+from benchmarks.drill_commands import CommandGiver, check_commands, count_late_answers  # noqa: E402
+from benchmarks.result_files import write_results  # noqa: E402
 from handpose.sweep.audit.audit import audit  # noqa: E402
-from handpose.sweep.record.events import EVENTS_FILE, EpochReported, TrialEnded, TrialSuggested, read_events  # noqa: E402
+from handpose.sweep.record.events import (  # noqa: E402
+    EVENTS_FILE,
+    EpochReported,
+    SweepSteered,
+    TrialEnded,
+    TrialSteered,
+    TrialSuggested,
+    read_events,
+)
 
 _SMALL = (
     "data.source.num_train=240",
@@ -52,6 +69,7 @@ _ROUNDS = (
 _KILL_INTERVAL_S = (2.0, 20.0)
 _LIMIT_S = 900.0
 _MAX_KILLS_PER_ROUND = 5  # kills of each kind
+_MAX_KILLS_PER_STEERED_ROUND = 3  # fewer, so that ten kills of each kind reach several modes
 
 
 @dataclass
@@ -72,6 +90,10 @@ class RoundResult:
             kills; None if they were not compared.
         seconds: duration of the sweep.
         seconds_alone: duration of the sweep without kills.
+        commands: number of commands that were given; None without --commands.
+        executed: number of these that were executed. The others were refused.
+        late_answers: number of these after whose event the driver was killed, so that the next driver answered.
+        moments: when a command was given -> number of commands.
     """
 
     mode: str
@@ -86,6 +108,10 @@ class RoundResult:
     values_differ: int | None = None
     seconds: float = 0.0
     seconds_alone: float | None = None
+    commands: int | None = None
+    executed: int | None = None
+    late_answers: int | None = None
+    moments: dict[str, int] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -103,32 +129,34 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments; default: %(default)s")
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
+    parser.add_argument(
+        "--commands", action="store_true", help="also give random commands with handpose.sweep.control to the sweeps"
+    )
     parser.add_argument("overrides", nargs="*", help="overrides of tune.py for all sweeps, KEY=VALUE")
     given = parser.parse_args()
     generator = random.Random(given.seed)
     rounds: list[RoundResult] = []
+    most = _MAX_KILLS_PER_STEERED_ROUND if given.commands else _MAX_KILLS_PER_ROUND
     with tempfile.TemporaryDirectory() as folder:
         while (
             _sum_over_rounds(rounds, "driver_kills") < given.driver_kills
             or _sum_over_rounds(rounds, "worker_kills") < given.worker_kills
         ):
             left = (
-                min(_MAX_KILLS_PER_ROUND, given.driver_kills - _sum_over_rounds(rounds, "driver_kills")),
-                min(_MAX_KILLS_PER_ROUND, given.worker_kills - _sum_over_rounds(rounds, "worker_kills")),
+                min(most, given.driver_kills - _sum_over_rounds(rounds, "driver_kills")),
+                min(most, given.worker_kills - _sum_over_rounds(rounds, "worker_kills")),
             )
             chosen = [each for each in _ROUNDS if each[0] in given.modes]
             kind, seed = chosen[len(rounds) % len(chosen)], len(rounds) // len(chosen)
-            rounds.append(_run_round(Path(folder), len(rounds), kind, seed, generator, left, given.overrides))
+            run_round = _run_steered_round if given.commands else _run_round
+            rounds.append(run_round(Path(folder), len(rounds), kind, seed, generator, left, given.overrides))
             print(_format_round(rounds[-1]), flush=True)
-    totals = {
-        name: _sum_over_rounds(rounds, name) for name in ("driver_kills", "worker_kills", "lost", "repeated", "wrong")
-    }
-    totals["values_differ"] = _sum_over_rounds(rounds, "values_differ")
+    names = ["driver_kills", "worker_kills", "lost", "repeated", "wrong"]
+    names += ["commands", "executed", "late_answers"] if given.commands else ["values_differ"]
+    totals = {name: _sum_over_rounds(rounds, name) for name in names}
     print("\n" + "  ".join(f"{name} {value}" for name, value in totals.items()))
-    if given.output:
-        content = {"date": time.strftime("%Y-%m-%d"), "totals": totals, "rounds": [asdict(each) for each in rounds]}
-        write_json(given.output, content, indent=1)
-    sys.exit(1 if any(totals[name] for name in ("lost", "repeated", "wrong", "values_differ")) else 0)
+    write_results(given.output, {"totals": totals, "rounds": [asdict(each) for each in rounds]})
+    sys.exit(1 if any(totals.get(name) for name in ("lost", "repeated", "wrong", "values_differ")) else 0)
 
 
 def _sum_over_rounds(rounds: Sequence[RoundResult], name: str) -> int:
@@ -137,6 +165,10 @@ def _sum_over_rounds(rounds: Sequence[RoundResult], name: str) -> int:
 
 def _format_round(done: RoundResult) -> str:
     compared = "not compared" if done.values_differ is None else f"differing {done.values_differ}"
+    if done.commands is not None:
+        moments = ", ".join(f"{number} {moment}" for moment, number in done.moments.items())
+        compared = f"{done.commands} commands ({moments}), {done.executed} executed, "
+        compared += f"{done.late_answers} answered after a kill; decisions replayed by the audit"
     alone = "" if done.seconds_alone is None else f" ({done.seconds_alone:.0f} s alone)"
     return (
         f"{done.mode:11} {done.num_slots} slot(s)  killed: driver {done.driver_kills}  workers {done.worker_kills}  "
@@ -145,18 +177,22 @@ def _format_round(done: RoundResult) -> str:
     )
 
 
+_Kind: TypeAlias = tuple[str, int, tuple[str, ...]]
+"""Mode, number of slots, and overrides of a round."""
+
+
 def _run_round(
     folder: Path,
     number: int,
-    kind: tuple[str, int, tuple[str, ...]],
+    kind: _Kind,
     seed: int,
     generator: random.Random,
     left: tuple[int, int],
     overrides: Sequence[str],
 ) -> RoundResult:
-    mode, num_slots, scheduler = kind
+    mode, num_slots, _ = kind
     done = RoundResult(mode, num_slots, seed)
-    common = [*_SMALL, *scheduler, f"sweep.max_concurrent={num_slots}", f"sweep.seed={done.seed}", *overrides]
+    common = _list_overrides(kind, seed, overrides)
     if num_slots == 1:
         began = time.monotonic()
         alone = _run_sweep(folder, f"alone_{number}", common, None, RoundResult("", 0, 0), (0, 0))
@@ -164,20 +200,62 @@ def _run_round(
     began = time.monotonic()
     killed = _run_sweep(folder, f"killed_{number}", common, generator, done, left)
     done.seconds = time.monotonic() - began
-    found = audit(killed)
-    done.lost, done.repeated, done.wrong = (len(sentences) for sentences in found)
-    for sentence in (*found.lost, *found.repeated, *found.wrong):
-        print(f"  {sentence}")
-    decisions = _read_decisions(killed)
-    done.reports = sum("epoch" in each for each in decisions)
+    _audit_round(killed, done)
     if num_slots == 1:
-        reference = _read_decisions(alone)
+        reference, decisions = _read_decisions(alone), _read_decisions(killed)
         done.values_differ = abs(len(reference) - len(decisions)) + sum(
             one != other for one, other in zip(reference, decisions, strict=False)
         )
-    if not (killed / "retrain" / "metrics.json").is_file():
-        done.lost += 1
     return done
+
+
+def _run_steered_round(
+    folder: Path,
+    number: int,
+    kind: _Kind,
+    seed: int,
+    generator: random.Random,
+    left: tuple[int, int],
+    overrides: Sequence[str],
+) -> RoundResult:
+    """Run a sweep that is killed and gets random commands, and check the sweep and the commands."""
+    mode, num_slots, _ = kind
+    done = RoundResult(mode, num_slots, seed)
+    began = time.monotonic()
+    name = f"steered_{number}"
+    giver = CommandGiver(_get_sweep_folder(folder, name), generator)
+    killed = _run_sweep(folder, name, _list_overrides(kind, seed, overrides), generator, done, left, giver)
+    done.seconds = time.monotonic() - began
+    _audit_round(killed, done)
+    found = check_commands(killed, giver.given)
+    done.lost, done.repeated, done.wrong = (
+        before + len(sentences) for before, sentences in zip((done.lost, done.repeated, done.wrong), found, strict=True)
+    )
+    for sentence in (*found.lost, *found.repeated, *found.wrong):
+        print(f"  {sentence}")
+    steered = (TrialSteered, SweepSteered)
+    done.commands = len(giver.given)
+    done.executed = sum(isinstance(event, steered) for event in read_events(killed / EVENTS_FILE))
+    done.late_answers = count_late_answers(killed, giver.given)
+    done.moments = dict(Counter(each.moment for each in giver.given))
+    return done
+
+
+def _list_overrides(kind: _Kind, seed: int, overrides: Sequence[str]) -> list[str]:
+    _, num_slots, scheduler = kind
+    return [*_SMALL, *scheduler, f"sweep.max_concurrent={num_slots}", f"sweep.seed={seed}", *overrides]
+
+
+def _audit_round(folder: Path, done: RoundResult) -> None:
+    """Audit a sweep that has ended, and add the findings and the number of reports to the result."""
+    found = audit(folder)
+    done.lost, done.repeated, done.wrong = (len(sentences) for sentences in found)
+    for sentence in (*found.lost, *found.repeated, *found.wrong):
+        print(f"  {sentence}")
+    done.reports = sum(isinstance(event, EpochReported) for event in read_events(folder / EVENTS_FILE))
+    if not (folder / "retrain" / "metrics.json").is_file():
+        print("  the winner was not retrained")
+        done.lost += 1
 
 
 def _read_decisions(folder: Path) -> list[dict[str, object]]:
@@ -191,6 +269,10 @@ def _read_decisions(folder: Path) -> list[dict[str, object]]:
     return [{name: value for name, value in asdict(event).items() if name not in forgotten} for event in kept]
 
 
+def _get_sweep_folder(folder: Path, name: str) -> Path:
+    return folder / "outputs" / "sweeps" / name
+
+
 def _run_sweep(
     folder: Path,
     name: str,
@@ -198,10 +280,11 @@ def _run_sweep(
     generator: random.Random | None,
     done: RoundResult,
     max_kills: tuple[int, int],
+    giver: CommandGiver | None = None,
 ) -> Path:
-    """Run a sweep to its end, with kills drawn by the generator, and return its folder."""
-    sweep_folder = folder / "outputs" / "sweeps" / name
-    limit = time.monotonic() + _LIMIT_S
+    """Run a sweep to its end, with kills drawn by the generator and commands of the giver. Return its folder."""
+    sweep_folder = _get_sweep_folder(folder, name)
+    limit, is_last = time.monotonic() + _LIMIT_S, giver is None
     while True:
         exists = (sweep_folder / "sweep.yaml").is_file()
         if not exists and sweep_folder.exists():
@@ -210,26 +293,35 @@ def _run_sweep(
         command += [f"sweep.resume={sweep_folder}"] if exists else [f"sweep.name={name}", *overrides]
         with (folder / f"{name}.log").open("a", encoding="utf-8") as log:
             driver = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-        status = _kill_at_random(driver, generator, done, max_kills)
-        if status == 0:
+        status = _kill_at_random(driver, generator, done, max_kills, giver)
+        if status == 0 and is_last:
             return sweep_folder
-        if status != -signal.SIGKILL or time.monotonic() > limit:
+        if giver is not None and status == 0:  # a command may wait, or a budget may be spent
+            giver.give_last()
+            is_last = True
+        elif status != -signal.SIGKILL or time.monotonic() > limit:
             log_text = (folder / f"{name}.log").read_text(encoding="utf-8")
             sys.exit(f"{' '.join(command)} ended with {status}:\n{log_text[-3000:]}")
+        elif giver is not None and generator is not None and generator.random() < 0.5:
+            giver.give_random("not running")
 
 
 def _kill_at_random(
-    driver: "subprocess.Popen[bytes]", generator: random.Random | None, done: RoundResult, max_kills: tuple[int, int]
+    driver: "subprocess.Popen[bytes]",
+    generator: random.Random | None,
+    done: RoundResult,
+    max_kills: tuple[int, int],
+    giver: CommandGiver | None,
 ) -> int:
     """Kill the driver and its workers at random times, and return the driver's exit status."""
     while True:
         gap_s = generator.uniform(*_KILL_INTERVAL_S) if generator else _LIMIT_S
-        try:
-            return driver.wait(timeout=gap_s)
-        except subprocess.TimeoutExpired:
-            if generator is None:
-                driver.kill()
-                continue
+        status = _wait(driver, gap_s, giver)
+        if status is not None:
+            return status
+        if generator is None:
+            driver.kill()
+            continue
         workers = _list_worker_pids(driver.pid)
         if (
             workers
@@ -239,8 +331,22 @@ def _kill_at_random(
             _kill_process(generator.choice(workers))
             done.worker_kills += 1
         elif done.driver_kills < max_kills[0] and driver.poll() is None:
-            driver.kill()
-            done.driver_kills += 1
+            if giver is not None:
+                giver.give_before_kill()
+            if driver.poll() is None:
+                driver.kill()
+                done.driver_kills += 1
+
+
+def _wait(driver: "subprocess.Popen[bytes]", wait_s: float, giver: CommandGiver | None) -> int | None:
+    """Wait for the end of the driver, and give commands meanwhile. Return its exit status; None if it still runs."""
+    end = time.monotonic() + wait_s
+    while (left_s := end - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return driver.wait(timeout=left_s if giver is None else min(left_s, 0.2))
+        if giver is not None:
+            giver.give_if_due()
+    return None
 
 
 def _list_worker_pids(driver: int) -> list[int]:

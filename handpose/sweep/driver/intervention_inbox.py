@@ -12,6 +12,9 @@ from handpose.sweep.record.interventions import InterventionAnswer, Intervention
 _EVERY_S = 0.5
 """Seconds between two looks into the folder."""
 
+LATE_ANSWER = "executed; the process ended before it could say more"
+"""Answer to a command whose process was killed between the event and the answer."""
+
 
 class InterventionInbox:
     """The interventions that wait in the folder of a sweep.
@@ -69,7 +72,7 @@ class InterventionInbox:
         answer = self._files.read_answer(name)
         if name in executed or (answer is not None and not answer.is_accepted):
             if answer is None or answer.is_accepted != (name in executed):
-                self._answer(name, InterventionAnswer(True, "executed; the process ended before it could say more"))
+                self._answer(name, InterventionAnswer(True, LATE_ANSWER))
             self._done.add(name)
             return False
         try:
