@@ -67,6 +67,7 @@ _ROUNDS = (
     ("freeze_thaw", 2, ("scheduler=freeze_thaw", "searcher=curves", "sweep.num_trials=12")),
 )
 _KILL_INTERVAL_S = (2.0, 20.0)
+_STEERED_KILL_INTERVAL_S = (5.0, 35.0)  # longer, so that the sweep gets commands before most kills
 _LIMIT_S = 900.0
 _MAX_KILLS_PER_ROUND = 5  # kills of each kind
 _MAX_KILLS_PER_STEERED_ROUND = 3  # fewer, so that ten kills of each kind reach several modes
@@ -315,7 +316,8 @@ def _kill_at_random(
 ) -> int:
     """Kill the driver and its workers at random times, and return the driver's exit status."""
     while True:
-        gap_s = generator.uniform(*_KILL_INTERVAL_S) if generator else _LIMIT_S
+        interval_s = _KILL_INTERVAL_S if giver is None else _STEERED_KILL_INTERVAL_S
+        gap_s = generator.uniform(*interval_s) if generator else _LIMIT_S
         status = _wait(driver, gap_s, giver)
         if status is not None:
             return status

@@ -21,7 +21,7 @@ Moment = Literal["running", "before a kill", "not running"]
 
 _ACTIONS = ("stop", "retry", "keep", "add", "trials", "slots", "pause", "budget", "epochs")
 _NUM_COMMANDS = 24  # of a sweep, without those that end a pause
-_GAP_S = (1.0, 12.0)
+_GAP_S = (1.0, 8.0)
 _MAX_LOOK_S = 0.6  # the driver looks for commands every half second
 _PAUSE_S = (2.0, 8.0)
 
