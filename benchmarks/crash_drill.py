@@ -9,9 +9,10 @@ and to the last digit; the decisions of freeze_thaw depend on the time that an e
 (handpose/sweep/audit): events, replayed decisions, study, trials.csv.
 
 With --commands, random commands are also given with handpose.sweep.control: while the sweep runs, just before its
-driver is killed, and while no process runs it. At the end each command must have been executed once or refused with an
-answer. The moments of the commands differ from run to run, and so do the decisions after them. Therefore these rounds
-are not compared with a sweep without kills. Instead, the audit repeats all decisions from the events.
+driver is killed, and while no process runs it. The driver is killed only after the sweep has been written. At the end
+each command must have been executed once or refused with an answer. The moments of the commands differ from run to run,
+and so do the decisions after them. Therefore these rounds are not compared with a sweep without kills. Instead, the
+audit repeats all decisions from the events.
 """
 
 import argparse
@@ -67,7 +68,7 @@ _ROUNDS = (
     ("freeze_thaw", 2, ("scheduler=freeze_thaw", "searcher=curves", "sweep.num_trials=12")),
 )
 _KILL_INTERVAL_S = (2.0, 20.0)
-_STEERED_KILL_INTERVAL_S = (5.0, 35.0)  # longer, so that the sweep gets commands before most kills
+_STEERED_KILL_INTERVAL_S = (5.0, 25.0)
 _LIMIT_S = 900.0
 _MAX_KILLS_PER_ROUND = 5  # kills of each kind
 _MAX_KILLS_PER_STEERED_ROUND = 3  # fewer, so that ten kills of each kind reach several modes
@@ -334,6 +335,8 @@ def _kill_at_random(
             done.worker_kills += 1
         elif done.driver_kills < max_kills[0] and driver.poll() is None:
             if giver is not None:
+                if not giver.can_give:  # a kill before the sweep is written concerns no command
+                    continue
                 giver.give_before_kill()
             if driver.poll() is None:
                 driver.kill()

@@ -20,7 +20,7 @@ Moment = Literal["running", "before a kill", "not running"]
 """When a command is given: while a process runs the sweep, just before its SIGKILL, or while no process runs it."""
 
 _ACTIONS = ("stop", "retry", "keep", "add", "trials", "slots", "pause", "budget", "epochs")
-_NUM_COMMANDS = 24  # of a sweep, without those that end a pause
+_NUM_COMMANDS = 30  # of a sweep, without those that end a pause
 _GAP_S = (1.0, 8.0)
 _MAX_LOOK_S = 0.6  # the driver looks for commands every half second
 _PAUSE_S = (2.0, 8.0)
@@ -97,6 +97,11 @@ class CommandGiver:
     _next: float = 0.0
     _pause_end: float | None = None
 
+    @property
+    def can_give(self) -> bool:
+        """Whether the sweep has been written, so that it can be given commands."""
+        return (self.folder / "sweep.yaml").is_file()
+
     def give_if_due(self) -> None:
         """Give a command to the running sweep if the random time since the last one is over."""
         now = time.monotonic()
@@ -109,7 +114,7 @@ class CommandGiver:
 
     def give_random(self, moment: Moment) -> None:
         """Give a random command, if the sweep has been written and commands are left."""
-        if self.num_left <= 0 or not (self.folder / "sweep.yaml").is_file():
+        if self.num_left <= 0 or not self.can_give:
             return
         self.num_left -= 1
         events = read_events(self.folder / EVENTS_FILE) if (self.folder / EVENTS_FILE).is_file() else []

@@ -1274,6 +1274,26 @@ def test_a_promotion_that_should_have_come_first_is_found(swept, tmp_path):
     assert any("suggests a new trial, but trial" in text and "must be promoted first" in text for text in found)
 
 
+def test_a_trial_that_waits_may_have_replaced_a_checkpoint_by_one_that_was_not_reported(tmp_path):
+    """A resumed sweep finds the newer one, and removes the oldest; then the trial is stopped before it runs again."""
+    folder = tmp_path / "sweep"
+    WholeSweep(folder, "scheduler=fifo", "searcher=random", slots=1).run(num_reports=3, last=None)
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    newest = last.pop("checkpoint")["file"]
+    (folder / "events.jsonl").write_text("\n".join([*lines[:-1], json.dumps({**last, "checkpoint": None})]) + "\n")
+    (folder / "checkpoints/trial_0000/epoch_0001_segment_1.ckpt").write_text("trial 0 epoch 1")
+    sweep = WholeSweep.from_folder(folder)
+    sweep.process().leave()
+    assert sorted(file.name for file in (folder / newest).parent.iterdir()) == [
+        "epoch_0002_segment_1.ckpt",
+        "epoch_0003_segment_1.ckpt",
+    ]
+    assert audit(folder).lost == []
+    (folder / newest).unlink()
+    assert len(audit(folder).lost) == 1, "without the newer one, the oldest must be there"
+
+
 def test_a_folder_without_a_sweep_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match="has no sweep"):
         audit(tmp_path)

@@ -48,6 +48,7 @@ from handpose.sweep.driver.resume import SweepTask
 from handpose.sweep.record.events import (
     EVENTS_FILE,
     FORMAT_WITH_REASONS,
+    CheckpointRecord,
     CostsMeasured,
     EpochReported,
     SegmentStarted,
@@ -57,7 +58,7 @@ from handpose.sweep.record.events import (
     TrialSuggested,
 )
 from handpose.sweep.record.settings import SweepSettings
-from handpose.sweep.record.trial_segment import make_run_name
+from handpose.sweep.record.trial_segment import CHECKPOINTS_FOLDER, make_run_name
 from handpose.sweep.storage.retention import is_intact
 from handpose.sweep.trainable.trial import TrialRecipe
 
@@ -771,7 +772,7 @@ def _compare_params(
 def _audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Iterator[AuditFinding]:
     """Check that the checkpoints which were not removed exist and are intact.
 
-    A trial that resumed from a checkpoint that no event mentions may have lost its earlier ones. If the checkpoint
+    A trial that has adopted a checkpoint that no event mentions may have lost its earlier ones. If the checkpoint
     budget may have been reached at that moment, only the newest checkpoints of trials that are not over are certain to
     exist.
     """
@@ -779,7 +780,8 @@ def _audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Iter
     is_tight = bool(replayed.adopted_trials) and retention.total_bytes > 0.5 * retention.budget_bytes
     for number, trial in history.trials.items():
         held = retention.list_checkpoints(number)
-        if number in replayed.adopted_trials or (is_tight and not trial.row.is_over):
+        has_adopted = number in replayed.adopted_trials or _has_unreported_checkpoint(trial, held, folder)
+        if has_adopted or (is_tight and not trial.row.is_over):
             held = held[-1:]
         elif is_tight:
             continue
@@ -789,3 +791,14 @@ def _audit_checkpoints(replayed: ReplayResult, folder: Path, label: str) -> Iter
             elif not is_intact(checkpoint, folder):
                 said = f"the size or checksum that {EVENTS_FILE} has for trial {number} at epoch {checkpoint.epoch}"
                 yield Wrong(f"{label}{checkpoint.file} is damaged: it does not have {said}")
+
+
+def _has_unreported_checkpoint(trial: TrialHistory, held: Sequence[CheckpointRecord], folder: Path) -> bool:
+    """Return whether a trial has a checkpoint that is newer than those in the events.
+
+    A resumed sweep adopts it at once, even if the trial does not run again.
+    """
+    newest = held[-1].epoch if held else 0
+    files = (folder / CHECKPOINTS_FOLDER / make_run_name(trial.row.number)).glob("epoch_*.ckpt")
+    epochs = [file.name.split("_")[1] for file in files]
+    return any(newest < int(epoch) <= trial.row.epochs for epoch in epochs if epoch.isdigit())

@@ -139,7 +139,7 @@ class SweepController:
         num_trials = self._settings.num_trials if num_points is None else min(self._settings.num_trials, num_points)
         self._record_event(SweepOpened(self.elapsed_s(), num_trials, gpus))
         self._restore_searcher()
-        for number in self.history.live["waiting"]:
+        for number in self._list_trials_with_unreported_files():
             self._adopt_checkpoints(number)
         self.history.retention.reconcile()
         self._listener = listener
@@ -252,11 +252,22 @@ class SweepController:
             )
         return made
 
+    def _list_trials_with_unreported_files(self) -> list[int]:
+        """List the trials with checkpoints that no event names.
+
+        Trials that have ended are among them: the user may retry or keep one, which then resumes from such a checkpoint
+        if the same process still runs, and must do so if another one has taken over.
+        """
+        history = self.history
+        named = {each.file for number in history.trials for each in history.retention.list_checkpoints(number)}
+        names = {name.split("/")[1] for name in history.files.list_names() - named}
+        return [number for number in history.trials if make_run_name(number) in names]
+
     def _adopt_checkpoints(self, number: int) -> None:
         """Adopt checkpoints that the trial has saved but could not report.
 
         A checkpoint is reported together with the next epoch, so it can be lost if the segment ends before. Only
-        checkpoints of epochs that have been reported are adopted. No event records an adoption, so that a resumed sweep
+        checkpoints of epochs that have been reported are adopted. No event records an adoption, but a resumed sweep
         adopts them again, from all segments since the trial began or copied another one.
         """
         trial, retention = self.history.trials[number], self.history.retention

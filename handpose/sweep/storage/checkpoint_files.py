@@ -238,7 +238,7 @@ class StoreFiles:
             self._store.remove(checkpoint.file)
 
     def find_unreported(self, trial: int, segment_number: int, epochs: range) -> list[CheckpointRecord]:
-        """Find the checkpoints by name.
+        """Find the checkpoints by name. Obsolete ones that are still there are not among them.
 
         If the store does not answer, the result is empty, and the trial resumes from an earlier checkpoint.
         """
@@ -250,7 +250,10 @@ class StoreFiles:
         return [
             CheckpointRecord(name, int(found[1]), files[name].size_bytes, int(found[3], 16))
             for name, found in named
-            if found is not None and int(found[2]) == segment_number and int(found[1]) in epochs
+            if found is not None
+            and int(found[2]) == segment_number
+            and int(found[1]) in epochs
+            and name not in self.obsolete
         ]
 
     def copy_newest(self, checkpoints: Sequence[CheckpointRecord], name: str) -> CheckpointRecord | None:

@@ -135,13 +135,19 @@ def make_sweep(tmp_path, write_space):
     """Makes a sweep of 8 trials of 9 epochs."""
     count = itertools.count()
 
-    def made(kind, *, loss=compute_falling_loss, num_slots=3, every=1, seed=0, **changes):
+    def made(kind, *, loss=compute_falling_loss, num_slots=3, every=1, seed=0, is_late=False, **changes):
         folder = tmp_path / f"sweep_{next(count)}"
         folder.mkdir()
         values = {"num_trials": 8, "max_epochs": 9, **changes}
         scheduler = make_schedulers(write_space(SPACE), values["max_epochs"])[kind]
         return SteeredSweep(
-            make_settings(folder, **values), scheduler, loss, num_slots=num_slots, every=every, seed=seed
+            make_settings(folder, **values),
+            scheduler,
+            loss,
+            num_slots=num_slots,
+            every=every,
+            seed=seed,
+            is_late=is_late,
         )
 
     return made
@@ -353,6 +359,28 @@ def test_a_failed_trial_is_resumed_from_its_newest_checkpoint_with_all_its_retri
     sweep.fail(number)
     assert sweep.get_state(number) == "waiting", "the retries count from 0"
     sweep.finish()
+    assert sweep.audit() == []
+
+
+@pytest.mark.parametrize("has_started", [False, True])
+def test_a_checkpoint_that_was_not_reported_is_not_lost_when_its_trial_is_stopped_and_the_sweep_is_resumed(
+    make_sweep, has_started
+):
+    """The crash drill with commands found this: the trial was trained again from an older checkpoint."""
+    sweep = make_sweep("fifo", num_slots=1, num_trials=2, is_late=True)
+    sweep.advance(4)
+    restart(sweep)
+    if has_started:
+        sweep.fill()
+    files = sorted(file.name for file in (sweep.settings.path / "checkpoints/trial_0000").iterdir())
+    assert files == ["epoch_0003_segment_1.ckpt", "epoch_0004_segment_1.ckpt"]
+    assert sweep.steer("stop", trial=0).is_accepted
+    restart(sweep)
+    assert sorted(file.name for file in (sweep.settings.path / "checkpoints/trial_0000").iterdir()) == files
+    answer = sweep.steer("retry", trial=0)
+    assert answer.sentence == "trial 0 is retried, and waits for a slot to go on from epoch 4"
+    sweep.finish()
+    assert set(list_trained(sweep).values()) == {1}
     assert sweep.audit() == []
 
 

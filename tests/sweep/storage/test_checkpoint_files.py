@@ -83,6 +83,13 @@ def test_what_a_stretch_left_untold_is_found_by_its_name(files):
     assert files.find_unreported(3, 3, range(1, 9)) == files.find_unreported(4, 2, range(1, 9)) == []
 
 
+def test_a_stored_checkpoint_that_is_about_to_be_removed_is_not_found_as_unreported(store_files):
+    kept = commit_checkpoint(store_files, 5)
+    assert store_files.find_unreported(3, 1, range(1, 9)) == [kept]
+    store_files.remove(kept.file)
+    assert store_files.find_unreported(3, 1, range(1, 9)) == []
+
+
 def test_what_an_earlier_version_left_unreported_is_found_too(tmp_path):
     files = FolderFiles(tmp_path)
     name = "checkpoints/trial_0003/epoch_0004_stretch_2.ckpt"
