@@ -1,17 +1,20 @@
 """Steer a sweep: stop, retry or keep a trial, add a configuration, change limits, pause and resume.
 
     python -m handpose.sweep.control outputs/sweeps/NAME stop 17
+    python -m handpose.sweep.control s3://bucket/folder/NAME stop 17
 
-A command is a file in the folder of the sweep. The process that runs the sweep executes it and answers. This program
-needs neither Ray nor the process itself, only the folder.
+A command is a file in the folder of the sweep, or in its object store. The process that runs the sweep executes it and
+answers. This program needs neither Ray nor the process itself, only the folder or the store.
 """
 
 import argparse
 import math
 import re
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from handpose.errors import UserError
 from handpose.locks import is_locked
@@ -24,16 +27,24 @@ from handpose.sweep.record.interventions import (
     InterventionFiles,
     describe_intervention,
     find_sweep_folder,
+    make_command_name,
     make_intervention,
 )
 from handpose.sweep.record.settings import LOCK, format_resume_command
+from handpose.sweep.storage.control_sync import StoredInterventions, download_interventions, make_stored_name
+from handpose.sweep.storage.lease import RENEW_EVERY_S, read_lease
+from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
+from handpose.sweep.storage.stored_sweep import download_events, open_stored_sweep, open_sweep_for_reading
+from handpose.urls import is_url, join_url
 from handpose.utf8 import use_utf8
 
 _DESCRIPTION = """\
-Steer a sweep, from any shell that sees its folder. The process that runs the sweep executes a command within two
-seconds and answers. If no process runs the sweep, the command waits until the sweep is resumed.
+Steer a sweep, from any shell that sees its folder or its object store. The process that runs the sweep executes a
+command within two seconds and answers; with the URL of a store, it takes about six seconds. If no process runs the
+sweep, the command waits until the sweep is resumed.
 
   python -m handpose.sweep.control outputs/sweeps/NAME stop 17
+  python -m handpose.sweep.control s3://bucket/folder/NAME stop 17
   python -m handpose.sweep.control outputs/sweeps/NAME add 'model.decoder.depth=4 optimizer.lr=3e-3'
   python -m handpose.sweep.control outputs/sweeps/NAME
 
@@ -43,7 +54,8 @@ executed, 2 if it was refused or is wrong, and 75 if it still waits.
 
 _WAITING_STATUS = 75
 """Exit status for a command that waits; sysexits.h calls it a temporary failure."""
-_LOOK_EVERY_S = 0.1
+_WAIT_S, _STORE_WAIT_S = 10.0, 30.0
+_LOOK_EVERY_S, _LOOK_IN_STORE_EVERY_S = 0.1, 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,26 +66,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _make_parser().parse_args(arguments)
     with exit_on_user_error():
-        folder = find_sweep_folder(options.place)
         if options.action is None:
-            print(*_list_interventions(folder), sep="\n")
+            print(*_list_interventions(options.place), sep="\n")
             return 0
-        given = _make_intervention(options)
-        files = InterventionFiles(folder)
-        file = files.write(given)
-        answer = _wait_for_answer(files, given.id, options.wait_s)
-    if answer is None:
-        print(_describe_waiting(folder, file))
+        give = _give_to_store if is_url(options.place) else _give_to_folder
+        answer = give(options)
+    if isinstance(answer, str):
+        print(answer)
         return _WAITING_STATUS
     print(_format_answer(answer))
     return 0 if answer.is_accepted else 2
 
 
+def _give_to_folder(options: argparse.Namespace) -> InterventionAnswer | str:
+    """Give a command to the sweep in a folder. Returns the answer, or a sentence about a command that waits."""
+    folder = find_sweep_folder(options.place)
+    given, files = _make_intervention(options), InterventionFiles(folder)
+    file = files.write(given)
+    wait_s = _WAIT_S if options.wait_s is None else options.wait_s
+    answer = _wait_for_answer(files.read_answer, given.id, wait_s, every_s=_LOOK_EVERY_S)
+    return answer or _describe_waiting(folder, file)
+
+
+def _give_to_store(options: argparse.Namespace) -> InterventionAnswer | str:
+    """Give a command to the sweep at a URL. Returns the answer, or a sentence about a command that waits."""
+    url = options.place
+    store = open_stored_sweep(url)
+    given, stored = _make_intervention(options), StoredInterventions(store)
+    wait_s = _STORE_WAIT_S if options.wait_s is None else options.wait_s
+    try:
+        before = read_lease(store)
+        stored.give(given)
+    except OSError as error:
+        raise UserError(
+            f"the command cannot be written to {url} ({summarise_store_error(error)}); it needs the permission to "
+            "write there, and credentials in the environment"
+        ) from error
+    file = join_url(url, make_stored_name(make_command_name(given.id)))
+    try:
+        answer = _wait_for_answer(stored.read_answer, given.id, wait_s, every_s=_LOOK_IN_STORE_EVERY_S)
+        return answer or _describe_stored_waiting(store, file, before, wait_s)
+    except OSError as error:
+        said = summarise_store_error(error)
+        return f"waiting: the command is in {url}, which does not answer now ({said}); to withdraw it, remove {file}"
+
+
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser("handpose.sweep.control", _DESCRIPTION)
-    parser.add_argument("place", metavar="DIR", help="folder of the sweep, such as outputs/sweeps/NAME")
+    parser.add_argument("place", metavar="DIR", help="folder of the sweep, such as outputs/sweeps/NAME, or its URL")
     parser.add_argument(
-        "--wait-s", type=_parse_seconds, default=10.0, metavar="S", help="how long to wait for the answer (default: 10)"
+        "--wait-s",
+        type=_parse_seconds,
+        metavar="S",
+        help=f"how long to wait for the answer (default: {_WAIT_S:g}, or {_STORE_WAIT_S:g} with a URL)",
     )
     commands = parser.add_subparsers(dest="action", metavar="COMMAND", title="commands")
     for name, text in (
@@ -147,10 +192,12 @@ def _parse_amounts(assignments: Sequence[str]) -> dict[str, float | None]:
     return amounts
 
 
-def _wait_for_answer(files: InterventionFiles, name: str, wait_s: float) -> InterventionAnswer | None:
+def _wait_for_answer(
+    read_answer: Callable[[str], InterventionAnswer | None], name: str, wait_s: float, *, every_s: float
+) -> InterventionAnswer | None:
     end = time.monotonic() + wait_s
-    while (answer := files.read_answer(name)) is None and time.monotonic() < end:
-        time.sleep(_LOOK_EVERY_S)
+    while (answer := read_answer(name)) is None and (left_s := end - time.monotonic()) > 0:
+        time.sleep(min(every_s, left_s))
     return answer
 
 
@@ -162,17 +209,57 @@ def _describe_waiting(folder: Path, file: Path) -> str:
     withdraw = f"to withdraw it, remove {file}"
     if not is_locked(folder / LOCK):
         return f"waiting: no process runs the sweep; {format_resume_command(folder)} executes it; {withdraw}"
+    return f"waiting: {_explain_silence(folder, format_resume_command(folder))}; {withdraw}"
+
+
+def _describe_stored_waiting(store: ObjectStore, file: str, before: Mapping[str, Any] | None, wait_s: float) -> str:
+    """Describe why a command in a store waits.
+
+    Args:
+        store: the store, opened at the URL of the sweep.
+        file: URL of the command.
+        before: the lease of the sweep before the program waited.
+        wait_s: how long it waited.
+
+    Raises:
+        OSError: the store does not answer.
+    """
+    withdraw, resume = f"to withdraw it, remove {file}", format_resume_command(store.url)
+    lease = read_lease(store)
+    if lease is None:
+        return f"waiting: no process runs the sweep; {resume} executes it; {withdraw}"
+    if lease == before and wait_s > 2 * RENEW_EVERY_S:
+        who = f"process {lease.get('pid')} on {lease.get('host')}"
+        return (
+            f"waiting: {who}, which ran the sweep, does not answer; if it has ended, {resume} executes it; {withdraw}"
+        )
+    with tempfile.TemporaryDirectory(prefix="handpose-sweep-") as folder:
+        download_events(store, Path(folder))
+        return f"waiting: {_explain_silence(Path(folder), resume)}; {withdraw}"
+
+
+def _explain_silence(folder: Path, resume: str) -> str:
+    """Explain why a process that runs the sweep does not answer."""
     events = read_events(folder / EVENTS_FILE)
     if events and isinstance(events[-1], SweepClosed):
         return (
-            "waiting: the trials of the sweep have ended, and it confirms or retrains now; when that is done, "
-            f"{format_resume_command(folder)} executes it; {withdraw}"
+            "the trials of the sweep have ended, and it confirms or retrains now; when that is done, "
+            f"{resume} executes it"
         )
-    return f"waiting: the process that runs the sweep has not answered yet; {withdraw}"
+    return "the process that runs the sweep has not answered yet"
 
 
-def _list_interventions(folder: Path) -> list[str]:
-    """Return a line for each command that was given, in order."""
+def _list_interventions(place: str) -> list[str]:
+    """Return a line for each command that was given to the sweep in a folder or at a URL, in order."""
+    if not is_url(place):
+        return _list_in_folder(find_sweep_folder(place))
+    store = open_stored_sweep(place)
+    with open_sweep_for_reading(place) as folder:
+        download_interventions(store, folder)
+        return _list_in_folder(folder)
+
+
+def _list_in_folder(folder: Path) -> list[str]:
     files = InterventionFiles(folder)
     steered = (TrialSteered, SweepSteered)
     executed = {event.intervention: event for event in read_events(folder / EVENTS_FILE) if isinstance(event, steered)}

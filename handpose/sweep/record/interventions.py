@@ -13,7 +13,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -42,8 +42,8 @@ _COUNTS = {**_COUNT_LIMITS, "epochs": "max_epochs"}
 """Action with a whole number -> what it changes."""
 
 _TRIAL_ACTIONS, _SWEEP_ACTIONS = get_args(TrialAction), get_args(SweepAction)
-_COMMAND_NAME = re.compile(r"(\d{14}-[0-9a-f]{8})\.json")
-_MAX_BYTES = 2**16
+_FILE_NAME = re.compile(r"(\d{14}-[0-9a-f]{8})(\.answer)?\.json", re.ASCII)
+MAX_COMMAND_BYTES = 2**16
 """Largest size of a command file."""
 
 
@@ -117,6 +117,50 @@ def describe_intervention(given: Intervention) -> str:
     return " ".join([given.action, *map(str, given.limits.values())])
 
 
+def encode_intervention(given: Intervention) -> bytes:
+    """Return the content of the file of an intervention."""
+    return json.dumps({name: value for name, value in asdict(given).items() if value not in (None, {})}).encode()
+
+
+def encode_answer(answer: InterventionAnswer) -> bytes:
+    """Return the content of the file of an answer."""
+    return (json.dumps(asdict(answer)) + "\n").encode()
+
+
+def parse_answer(content: bytes) -> InterventionAnswer | None:
+    """Parse the file of an answer. Returns None if it is damaged."""
+    try:
+        values = json.loads(content)
+        return InterventionAnswer(values["is_accepted"] is True, str(values["sentence"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def make_command_name(name: str) -> str:
+    """Return the name of the file of an intervention (its id)."""
+    return f"{name}.json"
+
+
+def make_answer_name(name: str) -> str:
+    """Return the name of the file with the answer to an intervention (its id)."""
+    return f"{name}.answer.json"
+
+
+def list_command_ids(file_names: Iterable[str]) -> list[str]:
+    """Return the ids of the interventions among names of files, in the order of their execution.
+
+    Other names, such as those of answers, are left out.
+    """
+    found = map(_FILE_NAME.fullmatch, file_names)
+    return sorted(match[1] for match in found if match is not None and match[2] is None)
+
+
+def list_answer_ids(file_names: Iterable[str]) -> list[str]:
+    """Return the ids of the interventions whose answers are among names of files."""
+    found = map(_FILE_NAME.fullmatch, file_names)
+    return sorted(match[1] for match in found if match is not None and match[2] is not None)
+
+
 def find_sweep_folder(place: str) -> Path:
     """Return the folder of a sweep that can be steered.
 
@@ -157,15 +201,30 @@ class InterventionFiles:
             UserError: the folder of the sweep belongs to another user.
             OSError: the file cannot be written.
         """
+        return self.write_content(given.id, encode_intervention(given))
+
+    def write_content(self, name: str, content: bytes) -> Path:
+        """Write the content of a command file, as `write` does, without checking it.
+
+        Args:
+            name: id of the intervention.
+            content: what the file holds. `read` checks it.
+
+        Returns:
+            The file.
+
+        Raises:
+            UserError: the folder of the sweep belongs to another user.
+            OSError: the file cannot be written.
+        """
         owner = self._sweep_folder.stat()
         if os.geteuid() not in (owner.st_uid, 0):
             raise UserError(f"{self._sweep_folder} belongs to another user, who alone can steer the sweep")
         self._make_folder(owner)
-        file = self._folder / f"{given.id}.json"
-        content = {name: value for name, value in asdict(given).items() if value not in (None, {})}
+        file = self._folder / make_command_name(name)
         with write_atomically(file) as part:
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-                json.dump(content, stream)
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+                stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             self._give_to_owner(part, owner)
@@ -175,8 +234,7 @@ class InterventionFiles:
         """List the ids of all interventions, in the order of their execution."""
         with contextlib.suppress(OSError):
             if stat.S_ISDIR(self._folder.lstat().st_mode):
-                found = map(_COMMAND_NAME.fullmatch, os.listdir(self._folder))
-                return sorted(match[1] for match in found if match is not None)
+                return list_command_ids(os.listdir(self._folder))
         return []
 
     def list_waiting(self, executed: Collection[str]) -> list[str]:
@@ -199,8 +257,28 @@ class InterventionFiles:
             UserError: it is not an intervention.
             OSError: it cannot be read.
         """
-        file = self._folder / f"{name}.json"
-        return _parse_intervention(_read_own_file(file), name)
+        return _parse_intervention(self.read_content(name), name)
+
+    def read_content(self, name: str) -> bytes:
+        """Read a command file without checking its content.
+
+        Args:
+            name: its id.
+
+        Raises:
+            PermissionError: another user may have written the file.
+            UserError: it is too large.
+            OSError: it cannot be read.
+        """
+        return _read_own_file(self._folder / make_command_name(name))
+
+    def withdraw(self, name: str) -> None:
+        """Remove an intervention that waits, if it is still there.
+
+        Raises:
+            OSError: the file cannot be removed.
+        """
+        (self._folder / make_command_name(name)).unlink(missing_ok=True)
 
     def write_answer(self, name: str, answer: InterventionAnswer) -> None:
         """Write the answer to an intervention.
@@ -208,16 +286,14 @@ class InterventionFiles:
         Raises:
             OSError: the file cannot be written.
         """
-        file = self._folder / f"{name}.answer.json"
-        with write_atomically(file) as part:
-            part.write_text(json.dumps(asdict(answer)) + "\n", encoding="utf-8")
+        with write_atomically(self._folder / make_answer_name(name)) as part:
+            part.write_bytes(encode_answer(answer))
 
     def read_answer(self, name: str) -> InterventionAnswer | None:
         """Return the answer to an intervention; None if there is none yet."""
         try:
-            content = json.loads((self._folder / f"{name}.answer.json").read_bytes())
-            return InterventionAnswer(content["is_accepted"] is True, str(content["sentence"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            return parse_answer((self._folder / make_answer_name(name)).read_bytes())
+        except OSError:
             return None
 
     def _is_refused(self, name: str) -> bool:
@@ -254,9 +330,9 @@ def _read_own_file(file: Path) -> bytes:
             raise PermissionError(f"{file} belongs to another user")
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise PermissionError(f"other users can change {file}")
-        content = stream.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise UserError(f"the file has more than {_MAX_BYTES} bytes")
+        content = stream.read(MAX_COMMAND_BYTES + 1)
+    if len(content) > MAX_COMMAND_BYTES:
+        raise UserError(f"the file has more than {MAX_COMMAND_BYTES} bytes")
     return content
 
 

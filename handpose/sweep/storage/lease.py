@@ -45,7 +45,7 @@ class Lease:
             UserError: another process runs the sweep.
             OSError: the store does not answer.
         """
-        before = self._read()
+        before = read_lease(self._store)
         if before is not None and not _is_holder_gone(before):
             who = f"process {before.get('pid')} on {before.get('host')}"
             print(
@@ -55,7 +55,7 @@ class Lease:
             end = time.monotonic() + _EXPIRY_S
             while time.monotonic() < end:
                 time.sleep(1.0)
-                if (now := self._read()) != before and now is not None:
+                if (now := read_lease(self._store)) != before and now is not None:
                     raise UserError(f"the sweep in {self._store} is already running as {who}")
         self._write()
 
@@ -67,7 +67,7 @@ class Lease:
             OSError: the store does not answer.
         """
         with self._lock:
-            now = self._read()
+            now = read_lease(self._store)
             if now is not None and now.get("id") != self._id:
                 raise LeaseLostError(
                     f"storage     {self._store} is run by process {now.get('pid')} on {now.get('host')} now, so this "
@@ -85,12 +85,24 @@ class Lease:
         said = {"id": self._id, "host": socket.gethostname(), "pid": os.getpid(), "beat": self._num_renewals}
         self._store.write(LEASE_FILE, json.dumps(said).encode())
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            said = json.loads(self._store.read(LEASE_FILE))
-        except (FileNotFoundError, ValueError):
-            return None
-        return said if isinstance(said, dict) else None
+
+def read_lease(store: ObjectStore) -> dict[str, Any] | None:
+    """Read the lease of a sweep: the host and process that hold it, and the number of renewals.
+
+    Args:
+        store: the store, opened at the URL of the sweep.
+
+    Returns:
+        None: no process holds it.
+
+    Raises:
+        OSError: the store does not answer.
+    """
+    try:
+        said = json.loads(store.read(LEASE_FILE))
+    except (FileNotFoundError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def _is_holder_gone(holder: dict[str, Any]) -> bool:

@@ -65,10 +65,10 @@ class ObjectStore:
         self._check_name(name)
         return ObjectStore(join_url(self.url, name))
 
-    def read(self, name: str) -> bytes:
-        """Read a file."""
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        """Read a file, or its first `max_bytes`."""
         with _convert_arrow_errors(), self._files.open_input_stream(self._get_path(name)) as stream:
-            return bytes(stream.read())
+            return bytes(stream.read(max_bytes))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file. Concurrent readers see either the old or the new content."""

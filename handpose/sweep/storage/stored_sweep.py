@@ -94,6 +94,24 @@ def open_sweep_for_reading(place: str) -> Iterator[Path]:
         yield Path(folder)
 
 
+def open_stored_sweep(url: str) -> ObjectStore:
+    """Open the store at the URL of a sweep.
+
+    Raises:
+        UserError: there is no sweep at the URL, or it cannot be read.
+    """
+    store = ObjectStore(url)
+    with _convert_read_errors(url):
+        try:
+            store.read("sweep.yaml", max_bytes=1)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{url} has no sweep: there is no sweep.yaml in it; give the URL of a sweep, which is its "
+                "sweep.storage followed by its name"
+            ) from error
+    return store
+
+
 @contextlib.contextmanager
 def _convert_read_errors(url: str) -> Iterator[None]:
     try:
