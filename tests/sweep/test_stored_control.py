@@ -153,7 +153,7 @@ def test_a_url_without_a_sweep_is_a_sentence(control, place, arguments):
     for name in ("none", "store"):
         status, text = control(*arguments, place=f"file://{place}/{name}")
         assert status == 2
-        assert "has no sweep: there is no sweep.yaml in it; give the URL of a sweep" in text
+        assert "has no sweep: there is no sweep.yaml in it, or no such bucket; give the URL of a sweep" in text
         assert not list((place / "store").glob("control"))
 
 

@@ -1,6 +1,7 @@
 """Interventions: commands of a user to a running sweep. Each is a file in the folder of the sweep and has an answer.
 
-`python -m handpose.sweep.control` writes the command, and the process that runs the sweep writes the answer. What was
+`python -m handpose.sweep.control` writes the command, and the process that runs the sweep writes the answer. For a
+sweep in an object store, `handpose.sweep.storage.control_sync` copies both between the folder and the store. What was
 executed is an event of the sweep (`TrialSteered`, `SweepSteered`); the answer only tells the user. So an intervention
 is executed exactly once, even if a process is killed between the event and the answer.
 """
@@ -169,8 +170,8 @@ def find_sweep_folder(place: str) -> Path:
     """
     if is_url(place):
         raise UserError(
-            f"{place} is a URL, but a command is a file in the folder of the sweep, on the machine that runs tune.py; "
-            "give that folder"
+            f"{place} is a URL; give the folder of the sweep on the machine that runs tune.py, which has the same "
+            "files at once"
         )
     folder = expand_home(place).resolve()
     if not (folder / "sweep.yaml").is_file():

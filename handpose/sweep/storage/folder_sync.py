@@ -44,8 +44,8 @@ _FULL_SYNC_EVERY_S = 60.0
 _COMMANDS_EVERY_S = 5.0
 """Seconds between two looks for commands in the store, each a request that lists a folder.
 
-A user waits this long for an answer. On Amazon's S3, where 1,000 such requests cost 0.005 USD, this is 0.09 USD a day,
-as much as the renewals of the lease.
+A user waits this long for an answer. On Amazon's S3, where 1,000 such requests cost 0.005 USD, this is 0.09 USD a day.
+A renewal of the lease takes five requests, three of which have this price.
 """
 _ANSWERS_EVERY_S = 0.5
 _MAX_DELAY_S = 60.0

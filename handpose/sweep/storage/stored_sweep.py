@@ -106,8 +106,8 @@ def open_stored_sweep(url: str) -> ObjectStore:
             store.read("sweep.yaml", max_bytes=1)
         except FileNotFoundError as error:
             raise UserError(
-                f"{url} has no sweep: there is no sweep.yaml in it; give the URL of a sweep, which is its "
-                "sweep.storage followed by its name"
+                f"{url} has no sweep: there is no sweep.yaml in it, or no such bucket; give the URL of a sweep, which "
+                "is its sweep.storage followed by its name"
             ) from error
     return store
 
