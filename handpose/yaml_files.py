@@ -26,7 +26,21 @@ def load_yaml(path: Path) -> Any:
         OSError: the file cannot be opened.
         yaml.YAMLError: the file is not valid YAML.
     """
-    stream = io.StringIO(read_utf8(path))
+    return parse_yaml(read_utf8(path), path)
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """Parse the text of a YAML file.
+
+    Args:
+        text: the text.
+        path: the path of the file, for error messages.
+
+    Raises:
+        UserError: a mapping has a duplicate key.
+        yaml.YAMLError: the text is not valid YAML.
+    """
+    stream = io.StringIO(text)
     stream.name = str(path)  # for error messages
     loader = yaml.CSafeLoader(stream)  # libyaml reads the file of a sweep ten times as fast as Python does
     try:

@@ -37,6 +37,7 @@ class _Trial:
     """What the scheduler knows of a trial.
 
     Attributes:
+        params: its parameters.
         candidate: its configuration; None if its draws are not known.
         vector: its encoded configuration.
         losses: epoch -> loss.
@@ -47,6 +48,7 @@ class _Trial:
         first_epoch_s: seconds per epoch until the first report of a segment, with its start.
     """
 
+    params: Params
     candidate: Candidate | None
     vector: np.ndarray
     began_at: float
@@ -156,12 +158,16 @@ class FreezeThaw(Fifo):
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Record a new trial."""
         vector = self._pool.encoder.encode([params])[0]
-        self._trials[trial] = _Trial(make_candidate(self._space, params), vector, self.now)
+        self._trials[trial] = _Trial(params, make_candidate(self._space, params), vector, self.now)
+        self._choose_good()
+        self._num_changes += 1
+
+    def _choose_good(self) -> None:
+        """Choose the trials that are changed to draw new ones, which are drawn again."""
         reported = [number for number, each in self._trials.items() if each.losses]
         best = heapq.nsmallest(_NUM_GOOD, reported, key=self._get_newest_loss)
         self._good = [each for number in best if (each := self._trials[number].candidate) is not None]
         self._new_vectors = None
-        self._num_changes += 1
 
     def on_trial_result(self, trial: int, epoch: int, loss: float) -> SchedulerDecision:
         """Decide at the epochs of decisions whether the trial continues."""
@@ -200,6 +206,18 @@ class FreezeThaw(Fifo):
     def on_max_epochs(self, max_epochs: int) -> None:
         """Predict the losses after the new number of epochs from now on, with a model that is fitted to all values."""
         self._set_max_epochs(max_epochs)
+        self._model = None
+        if self._has_model:
+            self._choose_values_to_fit()
+        self._num_changes += 1
+
+    def on_space(self, space: Space) -> None:
+        """Compare all trials as configurations of another search space from now on, with a new model."""
+        self._space, self._pool = space, CandidatePool(space)
+        vectors = self._pool.encoder.encode([trial.params for trial in self._trials.values()])
+        for trial, vector in zip(self._trials.values(), vectors, strict=True):
+            trial.candidate, trial.vector = make_candidate(space, trial.params), vector
+        self._choose_good()
         self._model = None
         if self._has_model:
             self._choose_values_to_fit()

@@ -14,7 +14,7 @@ from handpose.search.candidates import Candidate, CandidatePool
 from handpose.search.curve_model import CurveModel
 from handpose.search.curve_worth import CurveForecast, ObservedCurve, Option, fit_model, list_decision_epochs
 from handpose.search.encoding import interpolate, predict_seconds
-from handpose.search.study import get_trial_params
+from handpose.search.study import get_placed_params
 
 _NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 200, 60, 5
 _MAX_RISK = 0.5
@@ -93,7 +93,7 @@ class CurveSampler(BaseSampler):
 
     def _choose(self, trials: Sequence[FrozenTrial], sign: float) -> Candidate | None:
         started = [each for each in trials if each.params]
-        candidates = [Candidate(each.params, each.distributions, get_trial_params(each)) for each in started]
+        candidates = [Candidate(each.params, each.distributions, get_placed_params(each)) for each in started]
         vectors = self._pool.encoder.encode([each.params for each in candidates])
         begun = [_StartedTrial(*each) for each in zip(candidates, vectors, started, strict=True)]
         usable = [each for each in begun if each.trial.state != TrialState.FAIL]

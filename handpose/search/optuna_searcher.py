@@ -40,11 +40,15 @@ from handpose.search.curve_sampler import CurveSampler
 from handpose.search.distributions import count_values, parse_label
 from handpose.search.points import (
     FinitePoints,
+    SpacePlacement,
     count_possible_trials,
     draw_trial,
     find_finite_points,
+    find_most_probable_point,
+    has_different_value,
     order_grid_points,
     place_added_point,
+    place_configuration,
     place_values,
 )
 from handpose.search.prior_sampler import (
@@ -59,14 +63,19 @@ from handpose.search.space import Params, Space, count_grid_points
 from handpose.search.study import (
     ORIGIN_ATTRIBUTE,
     PARAMS_ATTRIBUTE,
+    PLACED_ATTRIBUTE,
+    PLAN_ATTRIBUTE,
     RAISED_EPOCHS_ATTRIBUTE,
+    SPACE_ATTRIBUTE,
     STUDY_ID_ATTRIBUTE,
     SWEEP_ATTRIBUTE,
     close_storage,
     compute_excess,
     create_study,
     find_study,
+    get_placed_params,
     get_trial_params,
+    keep_constraints,
     make_study_name,
     open_storage,
     parse_limits,
@@ -94,13 +103,8 @@ _PRIOR_PROBABILITY = 0.2
 _NUM_PRIOR_DRAWS = 2
 """The number of draws from the prior for one proposal, before the sampler is asked."""
 _ADDED_ORIGIN = "added by the user"
-_PLAN_ATTRIBUTE = "plan"
 _WARM_START_ATTRIBUTE = "warm_start"
-"""User attributes of the study.
-
-`plan` holds the points to try first, where they come from (not in studies of earlier versions), and the number of the
-sweep's first own trial. `warm_start` holds a summary of the import from each earlier sweep.
-"""
+"""User attribute of the study: a summary of the import from each earlier sweep."""
 
 
 class OptunaSearcher(Searcher):
@@ -168,14 +172,17 @@ class OptunaSearcher(Searcher):
         self._epoch_seconds: dict[int, float] = {}
         self._defaults = defaults
         self._added_numbers: set[int] = set()
-        self._prior_probability = _parse_prior_probability(prior_probability) if space.priors else 0.0
+        self._given_prior_probability = _parse_prior_probability(prior_probability)
+        self._prior_probability = self._given_prior_probability if space.priors else 0.0
         self.constraints = parse_limits(constraints or {})
         self._space, self._name, self._seed, self._second_objective = space, name, seed, second_objective
-        self._sweep_name = name
+        self._sweep_name, self._max_epochs = name, max_epochs
+        self._raised_epochs: int | None = None
+        self._space_number = 1
         self._objectives = {metric: mode} | ({} if second_objective is None else {second_objective: "min"})
         self._resolved_sampler = _resolve_sampler(sampler, num_objectives=len(self._objectives))
-        self._make_sampler = self._bind_sampler(max_epochs)
-        sampler_kind = self._check_sampler(has_warm_start=bool(warm_start))
+        self._make_sampler = self._bind_sampler(space)
+        sampler_kind = self._check_sampler(space, has_warm_start=bool(warm_start))
         # These two learn infeasibility from complete trials only, and a trial that is never trained is never complete.
         self._completes_infeasible = issubclass(sampler_kind, (GPSampler, BaseGASampler))
         self._max_ended = _MAX_ENDED_TRIALS if issubclass(sampler_kind, TPESampler) else None
@@ -194,33 +201,37 @@ class OptunaSearcher(Searcher):
         initial_trials = None if resume else prepare_trials()  # before a file exists: it reports mistakes
         self._storage = open_storage(storage, folder)
         found = find_study(self._storage, name) if resume else None
-        if found is None or _PLAN_ATTRIBUTE not in self._storage.get_study_user_attrs(found):
+        if found is None or PLAN_ATTRIBUTE not in self._storage.get_study_user_attrs(found):
             found = self._create_study(found, initial_trials or prepare_trials(), storage)
         self._study_id = found
         self._read_study()
         self._next_number = None if resume else self.first_number
 
-    def _bind_sampler(self, max_epochs: int) -> Callable[..., BaseSampler] | None:
+    def _bind_sampler(self, space: Space) -> Callable[..., BaseSampler] | None:
         """Return what makes a sampler, with what it needs to know of the search; None: a grid."""
         if self._resolved_sampler is None:
             return None
-        search = {"pool": CandidatePool(self._space), "max_epochs": max_epochs, "epoch_seconds": self._epoch_seconds}
+        search = {"pool": CandidatePool(space), "max_epochs": self._max_epochs, "epoch_seconds": self._epoch_seconds}
         return _bind_search(self._resolved_sampler, **search)
 
     def _read_study(self) -> None:
         """Read the plan of the study, and the parameters of its trials."""
         attributes = self._storage.get_study_user_attrs(self._study_id)
         self.warm_start: list[dict[str, Any]] = attributes[_WARM_START_ATTRIBUTE]
-        self.first_number: int = attributes[_PLAN_ATTRIBUTE]["first_number"]
-        points: list[Params] = attributes[_PLAN_ATTRIBUTE]["points"]
+        plan = attributes[PLAN_ATTRIBUTE]
+        self.first_number: int = plan["first_number"]
+        self._start: int = plan.get("start", self.first_number)
+        points: list[Params] = plan["points"]
         self._first_points = (
             order_grid_points(self._space, points, self._seed) if self._resolved_sampler is None else points
         )
-        self._origins: list[str] = attributes[_PLAN_ATTRIBUTE].get("origins", [])
+        self._origins: list[str] = plan.get("origins", [])
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
         self._trial_ids = [trial._trial_id for trial in stored]  # by number
         self._imported_params = set(map(_make_params_key, stored[: self.first_number]))
         self._tried_params = set(map(_make_params_key, stored[self.first_number :]))
+        before = stored[self.first_number : self._start]
+        self._tried_before = {_make_params_key(trial) for trial in before if trial.params}
 
     @property
     def study(self) -> optuna.Study:
@@ -234,8 +245,16 @@ class OptunaSearcher(Searcher):
 
     @cached_property
     def num_points(self) -> int | None:  # type: ignore[override]
-        """The number of trials with different parameters; None if it is unlimited or trials may repeat parameters."""
-        return self.count_points(self._space, repeats=self._repeats, sampler=self._make_sampler)
+        """The number of trials with different parameters; None if it is unlimited or trials may repeat parameters.
+
+        After a change of the search space, the earlier trials count as well.
+        """
+        return self._count_points(self._space, self._start - self.first_number, len(self._tried_before))
+
+    def _count_points(self, space: Space, num_before: int, num_tried: int) -> int | None:
+        """Return how many trials there can be, if some were proposed from earlier spaces and have tried its points."""
+        num_points = self.count_points(space, repeats=self._repeats, sampler=self._make_sampler)
+        return None if num_points is None else num_before + num_points - num_tried
 
     def suggest(self, number: int) -> Params | None:
         """Return the parameters of the trial with the next number.
@@ -309,8 +328,8 @@ class OptunaSearcher(Searcher):
         return suggested
 
     def _find_place(self, number: int) -> int:
-        """Return how many trials the searcher itself has proposed before the one with this number."""
-        return number - self.first_number - sum(added < number for added in self._added_numbers)
+        """Return how many trials the searcher itself has proposed from its space before the one with this number."""
+        return number - self._start - sum(self._start <= added < number for added in self._added_numbers)
 
     def explain_suggestion(self, number: int) -> str:
         """Return the origin that the study stores with the trial. Studies of earlier versions have none."""
@@ -330,25 +349,167 @@ class OptunaSearcher(Searcher):
         Args:
             max_epochs: the new number of epochs of a complete trial.
         """
-        name = make_study_name(self._sweep_name, max_epochs)
+        self._raised_epochs = self._max_epochs = max_epochs
+        self._make_sampler = self._bind_sampler(self._space)
+
+        def convert(trial: FrozenTrial) -> FrozenTrial:
+            return _reopen_trial(trial) if trial.number >= self.first_number else _demote_trial(trial)
+
+        attributes = self._storage.get_study_user_attrs(self._study_id)
+        self._go_on_with_copy(convert, attributes[PLAN_ATTRIBUTE])
+
+    def check_space(self, space: Space, trials: Sequence[TrialSnapshot]) -> int | None:
+        """Check that the sampler supports the space, and that not all of its points have been tried.
+
+        Args:
+            space: the search space.
+            trials: all trials of the sweep.
+
+        Returns:
+            What `num_points` is after `on_space`.
+
+        Raises:
+            UserError: the searcher cannot go on with the space.
+        """
+        if self._resolved_sampler is None:
+            raise UserError("searcher=grid tries every configuration of its search space, which cannot be changed")
+        self._check_sampler(space, has_warm_start=bool(self.warm_start))
+        stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        placed = [
+            self._place(space, trial.params, stored[trial.number] if trial.number < len(stored) else None)
+            for trial in trials
+        ]
+        num_tried = len({to_json_text(each.params) for each in placed if each is not None})
+        num_points = self._count_points(space, len(trials), num_tried)
+        if num_points == len(trials):
+            raise UserError(f"every configuration of {space.file} has been tried already")
+        return num_points
+
+    def on_space(self, space: Space, trials: Sequence[TrialSnapshot]) -> None:
+        """Go on with a study of the trials so far in which draws are those of another space.
+
+        Trials that the space does not contain have no draws, so that the sampler does not learn from them. Points to
+        try first that have not been tried remain if the space contains them. A sampler that keeps a state, such as the
+        generation of a genetic algorithm, begins anew.
+
+        Args:
+            space: the search space.
+            trials: the trials that were proposed before.
+        """
+        start = self.first_number + len(trials)
+        self._added_numbers = {trial.number for trial in trials if trial.is_added}
+        plan = self._plan_space(space, start)
+        self._space_number += 1
+        self._space = space
+        self._prior_probability = self._given_prior_probability if space.priors else 0.0
+        self._make_sampler = self._bind_sampler(space)
+        self._go_on_with_copy(partial(self._move_trial, start=start), plan)
+
+    def _plan_space(self, space: Space, start: int) -> dict[str, Any]:
+        """Return the plan of the study of another space, whose first trial has the number `start`."""
+        points, origins = [], []
+        for index in range(self._find_place(start), len(self._first_points)):
+            point = self._move_point(space, self._first_points[index])
+            if point is not None:
+                points.append(point)
+                origins.append(self._get_point_origin(index))
+        if space.priors and self._given_prior_probability:
+            points.append(find_most_probable_point(space, self._defaults))
+            origins.append("the most probable configuration of the prior")
+        return {"first_number": self.first_number, "points": points, "origins": origins, "start": start}
+
+    def _move_point(self, space: Space, point: Params) -> Params | None:
+        """Return the draws of a point to try first in another space; None if the space does not contain it."""
+        values = {name: parse_label(value) for name, value in point.items()}
+        try:
+            placed = place_values(space, {**self._defaults, **values})
+        except UserError:  # the space rejects what stands for the missing values
+            return None
+        there, here = {**self._defaults, **values}, {**self._defaults, **placed.params}
+        if any(name in placed.out_of_range or has_different_value(name, there, here) for name in point):
+            return None
+        return placed.drop_draws([*placed.out_of_range, *placed.missing])
+
+    def _move_trial(self, trial: FrozenTrial, *, start: int) -> FrozenTrial | None:
+        """Return a trial with its draws in the present space; None if it was proposed from an earlier one, too late."""
+        if trial.number >= start:
+            return None
+        if _is_skipped(trial):
+            return trial
+        kept = trial if trial.number < self.first_number else _reopen_trial(trial)
+        params = get_trial_params(trial)
+        draws, distributions, attributes = self._describe_params(params, trial)
+        others = (PARAMS_ATTRIBUTE, PLACED_ATTRIBUTE)
+        moved = create_trial(
+            state=kept.state,
+            values=kept.values,
+            params=draws,
+            distributions=distributions,
+            user_attrs={name: each for name, each in trial.user_attrs.items() if name not in others} | attributes,
+            system_attrs=keep_constraints(trial.system_attrs),
+            intermediate_values=trial.intermediate_values,
+        )
+        moved.datetime_start = kept.datetime_start or moved.datetime_start
+        moved.datetime_complete = kept.datetime_complete or moved.datetime_complete
+        return moved
+
+    def _describe_params(
+        self, params: Params, trial: FrozenTrial | None = None
+    ) -> tuple[Params, dict[str, BaseDistribution], dict[str, Params]]:
+        """Return the draws of a trial of an earlier space in the present one, their distributions, and its attributes.
+
+        Args:
+            params: its parameters.
+            trial: the trial in the earlier study; None if the study lacks it.
+        """
+        placed = self._place(self._space, params, trial)
+        if placed is None:
+            return {}, {}, {PARAMS_ATTRIBUTE: params}
+        drawn = {name: parse_label(value) for name, value in placed.draws.items()}
+        attributes = {} if is_same(params, drawn) else {PARAMS_ATTRIBUTE: params}
+        if not is_same(params, placed.params):
+            attributes[PLACED_ATTRIBUTE] = placed.params
+        return placed.draws, placed.distributions, attributes
+
+    def _place(self, space: Space, params: Params, trial: FrozenTrial | None) -> SpacePlacement | None:
+        draws = {} if trial is None else {name: parse_label(value) for name, value in trial.params.items()}
+        return place_configuration(space, params, self._defaults, draws=draws)
+
+    def _go_on_with_copy(self, convert: Callable[[FrozenTrial], FrozenTrial | None], plan: Mapping[str, Any]) -> None:
+        """Go on with a copy of the study. If the sweep was killed before the copy was whole, it is made again.
+
+        Args:
+            convert: returns the copy of a trial; None to leave it out.
+            plan: the plan of the copy.
+        """
+        name = make_study_name(self._sweep_name, max_epochs=self._raised_epochs, space=self._space_number)
         found = find_study(self._storage, name)
-        if found is None or _PLAN_ATTRIBUTE not in self._storage.get_study_user_attrs(found):
-            found = self._copy_study(found, name, max_epochs)
+        if found is None or PLAN_ATTRIBUTE not in self._storage.get_study_user_attrs(found):
+            found = self._copy_study(found, name, convert, plan)
         self._study_id, self._name = found, name
-        self._make_sampler = self._bind_sampler(max_epochs)
+        for cached in ("num_points", "_finite_points"):
+            vars(self).pop(cached, None)
         self._read_study()
 
-    def _copy_study(self, incomplete_id: int | None, name: str, max_epochs: int) -> int:
+    def _copy_study(
+        self,
+        incomplete_id: int | None,
+        name: str,
+        convert: Callable[[FrozenTrial], FrozenTrial | None],
+        plan: Mapping[str, Any],
+    ) -> int:
         if incomplete_id is not None:
             self._storage.delete_study(incomplete_id)
-        attributes = self._storage.get_study_user_attrs(self._study_id)
+        before = self._storage.get_study_user_attrs(self._study_id)
         study_id = create_study(self._storage, name, self._objectives, url=None)
         for trial in self._storage.get_all_trials(self._study_id, deepcopy=False):
-            is_own = trial.number >= self.first_number
-            self._storage.create_new_trial(study_id, _reopen_trial(trial) if is_own else _demote_trial(trial))
-        own = {SWEEP_ATTRIBUTE: self._sweep_name, RAISED_EPOCHS_ATTRIBUTE: max_epochs}
-        copied = (_WARM_START_ATTRIBUTE, STUDY_ID_ATTRIBUTE, _PLAN_ATTRIBUTE)  # the last one marks a complete study
-        for key, value in {**own, **{key: attributes[key] for key in copied if key in attributes}}.items():
+            if (copied := convert(trial)) is not None:
+                self._storage.create_new_trial(study_id, copied)
+        attributes: dict[str, Any] = {SWEEP_ATTRIBUTE: self._sweep_name}
+        attributes |= {} if self._raised_epochs is None else {RAISED_EPOCHS_ATTRIBUTE: self._raised_epochs}
+        attributes |= {} if self._space_number == 1 else {SPACE_ATTRIBUTE: self._space_number}
+        attributes |= {key: before[key] for key in (_WARM_START_ATTRIBUTE, STUDY_ID_ATTRIBUTE) if key in before}
+        for key, value in {**attributes, PLAN_ATTRIBUTE: plan}.items():  # the last one marks a complete study
             self._storage.set_study_user_attr(study_id, key, value)
         return study_id
 
@@ -457,7 +618,9 @@ class OptunaSearcher(Searcher):
         """Return the origin of a point that was decided before the trial was proposed."""
         if self._make_sampler is None:
             return "the next point of the grid"
-        index = self._find_place(number)
+        return self._get_point_origin(self._find_place(number))
+
+    def _get_point_origin(self, index: int) -> str:
         return self._origins[index] if index < len(self._origins) else "a point to try first"
 
     def _draw_trial(
@@ -495,30 +658,32 @@ class OptunaSearcher(Searcher):
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _build_sampler(self, number: int, attempt: int = 0) -> BaseSampler:
-        seed = self._derive_seed(number, attempt)
-        if self._make_sampler is None:
+        return self._make_new_sampler(self._make_sampler, self._derive_seed(number, attempt))
+
+    def _make_new_sampler(self, make_sampler: Callable[..., BaseSampler] | None, seed: int) -> BaseSampler:
+        if make_sampler is None:
             return RandomSampler(seed=seed)
         try:
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-                sampler = self._make_sampler(seed=seed)
+                sampler = make_sampler(seed=seed)
                 if isinstance(sampler, QMCSampler):  # all trials are points of one sequence, with one seed
-                    sampler = self._make_sampler(seed=self._seed, independent_sampler=RandomSampler(seed=seed))
+                    sampler = make_sampler(seed=self._seed, independent_sampler=RandomSampler(seed=seed))
         except (TypeError, ValueError) as error:
             raise _make_sampler_error(error) from error
         return sampler
 
-    def _check_sampler(self, *, has_warm_start: bool) -> type[BaseSampler]:
+    def _check_sampler(self, space: Space, *, has_warm_start: bool) -> type[BaseSampler]:
         """Draw once with a new sampler, and return its class.
 
         Raises:
             UserError: the sampler rejects its options, the space or the number of objectives.
         """
-        sampler = self._build_sampler(0)
+        sampler = self._make_new_sampler(self._bind_sampler(space), self._derive_seed(0))
         if self._make_sampler is None:
-            count_grid_points(self._space)
+            count_grid_points(space)
             if self._prior_probability:
                 raise UserError(
-                    f"searcher=grid tries every point once, so the prior in {self._space.file} has no effect; remove "
+                    f"searcher=grid tries every point once, so the prior in {space.file} has no effect; remove "
                     "it there, or give searcher.prior_probability=0, or use searcher=tpe"
                 )
             if has_warm_start:
@@ -529,7 +694,7 @@ class OptunaSearcher(Searcher):
         try:
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 num_objectives = 1 if self._second_objective is None else 2
-                pending, _ = draw_trial(self._space, sampler, num_objectives=num_objectives)
+                pending, _ = draw_trial(space, sampler, num_objectives=num_objectives)
         except TypeError as error:
             raise _make_sampler_error(error) from error
         except ValueError as error:
@@ -592,7 +757,7 @@ class OptunaSearcher(Searcher):
 
     def _rebuild_trial(self, snapshot: TrialSnapshot) -> FrozenTrial:
         """Rebuild a trial that the study lacks from the events."""
-        draws, distributions = self._recover_draws(snapshot.params)
+        draws, distributions, attributes = self._recover_draws(snapshot)
         values, costs = _keep_finite(snapshot.values), _keep_finite(snapshot.costs)
         state, reached = self._get_outcome(snapshot.state, values, costs)
         return create_trial(
@@ -600,7 +765,7 @@ class OptunaSearcher(Searcher):
             values=reached,
             params=draws,
             distributions=distributions,
-            user_attrs={**costs, PARAMS_ATTRIBUTE: snapshot.params},
+            user_attrs={**costs, PARAMS_ATTRIBUTE: snapshot.params, **attributes},
             system_attrs=compute_excess(costs, self.constraints),
             intermediate_values=values,
         )
@@ -627,13 +792,15 @@ class OptunaSearcher(Searcher):
             return TrialState.FAIL, None
         return _STUDY_STATES[state], reached
 
-    def _recover_draws(self, params: Params) -> tuple[Params, dict[str, BaseDistribution]]:
-        """Return the draws that give these parameters, and their distributions; both empty if there are none."""
+    def _recover_draws(self, snapshot: TrialSnapshot) -> tuple[Params, dict[str, BaseDistribution], dict[str, Params]]:
+        """Return the draws of a trial, their distributions, and attributes; empty if its parameters do not tell."""
+        if snapshot.number < self._start and self._space_number > 1:
+            return self._describe_params(snapshot.params)
         with contextlib.suppress(UserError):
-            placed = place_values(self._space, params)
-            if is_same(placed.params, params):
-                return placed.draws, placed.distributions
-        return {}, {}
+            placed = place_values(self._space, snapshot.params)
+            if is_same(placed.params, snapshot.params):
+                return placed.draws, placed.distributions, {}
+        return {}, {}, {}
 
     def _fail_unknown(self, stored: Sequence[FrozenTrial], expected_numbers: Iterable[int]) -> None:
         expected_numbers = set(expected_numbers)
@@ -653,13 +820,18 @@ class OptunaSearcher(Searcher):
             "points": initial_trials.points,
             "origins": initial_trials.origins,
         }
-        self._storage.set_study_user_attr(study_id, _PLAN_ATTRIBUTE, plan)  # last: it marks a complete study
+        self._storage.set_study_user_attr(study_id, PLAN_ATTRIBUTE, plan)  # last: it marks a complete study
         return study_id
+
+
+def _is_skipped(trial: FrozenTrial) -> bool:
+    """Return whether a trial stands for a number that no trial of the sweep has."""
+    return not trial.params and not trial.user_attrs
 
 
 def _reopen_trial(trial: FrozenTrial) -> FrozenTrial:
     """Return a copy of a trial that has not ended; `restore_trials` gives it its state. A skipped number stays one."""
-    if not trial.params and trial.state == TrialState.FAIL:
+    if _is_skipped(trial):
         return trial
     return create_trial(
         state=TrialState.WAITING,
@@ -730,8 +902,8 @@ def _parse_prior_probability(probability: float | None) -> float:
 
 
 def _make_params_key(trial: FrozenTrial) -> str:
-    """Return the parameters of a trial as text, for comparison."""
-    return to_json_text(get_trial_params(trial))
+    """Return the parameters of a trial as text, for comparison with those of other trials in the space of the study."""
+    return to_json_text(get_placed_params(trial))
 
 
 def _resolve_sampler(

@@ -78,6 +78,40 @@ def place_values(space: Space, values: Mapping[str, Any]) -> SpacePlacement:
     )
 
 
+def place_configuration(
+    space: Space, params: Mapping[str, Any], defaults: Mapping[str, Any], *, draws: Mapping[str, Any] | None = None
+) -> SpacePlacement | None:
+    """Place a configuration of another search space in a space.
+
+    Args:
+        space: the search space.
+        params: configuration key -> value. Keys that are missing have their default values.
+        defaults: configuration key -> default value.
+        draws: name -> value that was drawn in the other space, for spaces whose names are not their keys.
+
+    Returns:
+        The placed configuration, which trains the same network in the same way; None if the space does not contain it.
+    """
+    try:
+        placed = place_values(space, {**defaults, **(draws or {}), **params})
+    except UserError:  # the space rejects what stands for the missing values
+        return None
+    there, here = {**defaults, **params}, {**defaults, **placed.params}
+    is_inside = not (placed.out_of_range or placed.missing) and not any(
+        has_different_value(key, there, here) for key in {**params, **placed.params}
+    )
+    return placed if is_inside else None
+
+
+def has_different_value(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Return whether two configurations have different values of a key."""
+    if key not in there or key not in here:
+        return (key in there) != (key in here)
+    if key.startswith("trainer."):  # for Lightning limit_train_batches=1 means one batch, but 1.0 means all batches
+        return not is_same(there[key], here[key])
+    return not is_equal(there[key], here[key])
+
+
 def list_first_points(space: Space, first: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Params]:
     """List the points to try first: the default configuration, if the space contains it, then the entries of `first`.
 

@@ -145,7 +145,8 @@ def show_trials(
     """Return trials of a sweep's study as a sampler should see them.
 
     A waiting trial is shown like a trial that was stopped at its last report. A waiting trial without a report is shown
-    as running.
+    as running. A trial without draws, such as one that lies outside a later search space of the sweep, is shown as
+    failed: a sampler could not tell where its value belongs, and some would draw each parameter by itself.
 
     With one objective, Optuna ranks stopped trials by epoch and value. With two it cannot: TPE of Optuna 5.0 raises if
     such trials have reports, and keeps their order if they have none. So the reports are removed, and the stopped
@@ -210,7 +211,9 @@ def _show_outcomes(
         if state == TrialState.WAITING:
             state = TrialState.PRUNED if trial.intermediate_values else TrialState.RUNNING
             shown = values(trial, get_last_value(trial))
-        if constraints and state in (TrialState.COMPLETE, TrialState.PRUNED):
+        if not trial.params:
+            state, shown = TrialState.FAIL, None
+        elif constraints and state in (TrialState.COMPLETE, TrialState.PRUNED):
             if not constraints <= trial.constraints.keys():
                 state, shown = TrialState.FAIL, None
             elif completes_infeasible and complete and _sum_excess(trial) > 0:

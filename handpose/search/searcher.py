@@ -147,8 +147,37 @@ class Searcher:
             max_epochs: the new number.
         """
 
+    def check_space(self, space: Space, trials: Sequence[TrialSnapshot], /) -> int | None:
+        """Check another search space, from which the user wants the next trials. This changes nothing.
+
+        Args:
+            space: the search space.
+            trials: all trials of the sweep.
+
+        Returns:
+            What `num_points` is after `on_space`: the trials that the sweep has, and how many can follow.
+
+        Raises:
+            UserError: the searcher cannot go on with the space. By default it never can.
+        """
+        raise UserError(f"{type(self).__name__} cannot go on with another search space")
+
+    def on_space(self, space: Space, trials: Sequence[TrialSnapshot], /) -> None:
+        """Propose from another search space from now on. `restore_trials` follows with all trials.
+
+        When the sweep is resumed, this and `on_max_epochs` are called again, in the order of the user's commands.
+
+        Args:
+            space: the search space, which `check_space` has accepted.
+            trials: the trials that were proposed before. A later proposal that the searcher has stored is void.
+        """
+        raise NotImplementedError
+
     def restore_trials(self, trials: Sequence[TrialSnapshot], /) -> None:
-        """Learn from all trials of the sweep. Called when it is started or resumed, and after `on_max_epochs`."""
+        """Learn from all trials of the sweep.
+
+        Called when it is started or resumed, and after `on_max_epochs` and `on_space`.
+        """
         for trial in trials:
             self.on_trial_update(trial)
 

@@ -52,11 +52,14 @@ from handpose.search.distributions import (
     round_to_distribution,
 )
 from handpose.search.prior import Prior, parse_prior
-from handpose.yaml_files import load_yaml
+from handpose.utf8 import read_utf8
+from handpose.yaml_files import parse_yaml
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise Optuna reports every new study on stderr
 
 SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
+
+SPACE_SUFFIXES = (".yaml", ".yml", ".py")
 
 PRIOR_KEY = "prior"
 """The key, or the name in a Python file, of the priors. There is no configuration key of this name."""
@@ -167,18 +170,31 @@ def load_space(name: str, *, folder: Path = SPACES_FOLDER) -> Space:
             searched.
     """
     file = find_space(name, folder=folder)
-    return _load_python(file) if file.suffix == ".py" else _load_yaml(file)
+    return _load_python(file, file.read_bytes()) if file.suffix == ".py" else _load_yaml(file, read_utf8(file))
+
+
+def parse_space(text: str, file: Path) -> Space:
+    """Make a search space from the text of its file. The text of a Python file is executed.
+
+    Args:
+        text: the text.
+        file: the file, for its suffix and for messages. It need not exist.
+
+    Raises:
+        UserError: something in the text cannot be searched.
+    """
+    return _load_python(file, text.encode()) if file.suffix == ".py" else _load_yaml(file, text)
 
 
 def find_space(name: str, *, folder: Path = SPACES_FOLDER) -> Path:
     """Return the file of a search space, given by name or path. Raises UserError if there is none."""
     path = expand_home(name)
-    if path.suffix in (".yaml", ".yml", ".py") or len(path.parts) > 1:
+    if path.suffix in SPACE_SUFFIXES or len(path.parts) > 1:
         if path.is_file():
             return path.resolve()
         problem = "is a folder; give a file" if path.is_dir() else "there is no such file"
         raise UserError(f"search_space={name}: {problem}")
-    files = {file.stem: file for file in sorted(folder.glob("*")) if file.suffix in (".yaml", ".yml", ".py")}
+    files = {file.stem: file for file in sorted(folder.glob("*")) if file.suffix in SPACE_SUFFIXES}
     if name in files:
         return files[name]
     near = difflib.get_close_matches(name, files, n=1)
@@ -322,9 +338,9 @@ _MAX_GRID_POINTS = 100_000
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _load_yaml(file: Path) -> YamlSpace:
+def _load_yaml(file: Path, text: str) -> YamlSpace:
     try:
-        content = load_yaml(file)
+        content = parse_yaml(text, file)
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {join_lines(error)}") from error
     if not isinstance(content, dict) or not content:
@@ -353,14 +369,14 @@ def _load_yaml(file: Path) -> YamlSpace:
     return YamlSpace(file, parameters, fixed, {str(key): str(value) for key, value in content.items()}, priors)
 
 
-def _load_python(file: Path) -> PythonSpace:
+def _load_python(file: Path, source: bytes) -> PythonSpace:
     spec = importlib.util.spec_from_file_location(f"search_space_{file.stem}", file)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     try:
         # exec_module would write __pycache__ into the folder of the sweep, and would run it instead of a changed file
         # that has the same size and was written in the same second.
-        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
+        exec(compile(source, str(file), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     function = getattr(module, "space", None)

@@ -33,6 +33,12 @@ JOURNAL_FILE = "journal.log"
 PARAMS_ATTRIBUTE = "params"
 """User attribute of a trial: its configuration keys and values, if they differ from its draws."""
 
+PLACED_ATTRIBUTE = "placed"
+"""User attribute of a trial from an earlier search space: its parameters as the newest space has them, if they differ.
+
+Its draws are those of the newest space. It has none if that space does not contain it.
+"""
+
 ORIGIN_ATTRIBUTE = "origin"
 """User attribute of a trial: where its parameters come from, in words."""
 
@@ -45,8 +51,20 @@ _CONSTRAINT_PREFIX = "constraints:"
 STUDY_ID_ATTRIBUTE = "id"
 """User attribute of a study with a unique identifier, since several studies may have the same name."""
 
-SWEEP_ATTRIBUTE, RAISED_EPOCHS_ATTRIBUTE = "sweep", "max_epochs"
-"""User attributes of a study that was made after `sweep.max_epochs` had been raised: its sweep, and the new number."""
+SWEEP_ATTRIBUTE, RAISED_EPOCHS_ATTRIBUTE, SPACE_ATTRIBUTE = "sweep", "max_epochs", "search_space"
+"""User attributes of a study with which a sweep goes on after a command of the user.
+
+These are its sweep, the number of epochs to which `sweep.max_epochs` has been raised, and the number of the search
+space, counted from 1. The last two are missing as long as the user has not changed them.
+"""
+
+PLAN_ATTRIBUTE = "plan"
+"""User attribute that marks a complete study.
+
+It holds the points to try first (`points`), where they come from (`origins`; not in studies of earlier versions), and
+the number of the sweep's first own trial (`first_number`). In the study of a later search space, `start` is the number
+of the first trial that is proposed from it.
+"""
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------
@@ -237,16 +255,20 @@ def find_study(storage: BaseStorage, name: str) -> int | None:
         return None
 
 
-def make_study_name(sweep: str, max_epochs: int) -> str:
-    """Make the name of the study with which a sweep goes on after the user has raised `sweep.max_epochs`.
+def make_study_name(sweep: str, *, max_epochs: int | None, space: int) -> str:
+    """Make the name of the study with which a sweep goes on after a command of the user.
 
-    Optuna does not change a trial that has ended, so each number of epochs has a study of its own.
+    Optuna does not change a trial that has ended, so each number of epochs has a study of its own. Nor does it change
+    the choices of a parameter, so each search space has one, too.
 
     Args:
         sweep: name of the sweep, which is the name of its first study.
-        max_epochs: the number of epochs of a complete trial from then on.
+        max_epochs: the number to which the epochs of a complete trial have been raised; None: they have not.
+        space: the number of the search space, counted from 1.
     """
-    return f"{sweep} ({max_epochs} epochs)"
+    parts = [] if space == 1 else [f"search space {space}"]
+    parts += [] if max_epochs is None else [f"{max_epochs} epochs"]
+    return f"{sweep} ({', '.join(parts)})" if parts else sweep
 
 
 def find_newest_study(storage: BaseStorage, sweep: str) -> tuple[int, int | None] | None:
@@ -263,12 +285,14 @@ def find_newest_study(storage: BaseStorage, sweep: str) -> tuple[int, int | None
     first = find_study(storage, sweep)
     if first is None:
         return None
-    found = {
-        study.user_attrs[RAISED_EPOCHS_ATTRIBUTE]: study._study_id
-        for study in storage.get_all_studies()
-        if study.user_attrs.get(SWEEP_ATTRIBUTE) == sweep and RAISED_EPOCHS_ATTRIBUTE in study.user_attrs
-    }
-    return (found[max(found)], max(found)) if found else (first, None)
+    found = {(1, 0): first}  # neither number ever becomes smaller
+    for study in storage.get_all_studies():
+        attributes = study.user_attrs
+        if attributes.get(SWEEP_ATTRIBUTE) == sweep and PLAN_ATTRIBUTE in attributes:
+            place = (attributes.get(SPACE_ATTRIBUTE, 1), attributes.get(RAISED_EPOCHS_ATTRIBUTE, 0))
+            found[place] = study._study_id
+    newest = max(found)
+    return found[newest], newest[1] or None
 
 
 # --- trials -----------------------------------------------------------------------------------------------------------
@@ -278,6 +302,16 @@ def get_trial_params(trial: FrozenTrial) -> Params:
     """Return the parameters of a trial, as configuration key -> value."""
     drawn = {name: parse_label(value) for name, value in trial.params.items()}
     return dict(trial.user_attrs.get(PARAMS_ATTRIBUTE, drawn))
+
+
+def get_placed_params(trial: FrozenTrial) -> Params:
+    """Return the parameters of a trial as the search space of the study has them; its own if it does not contain it."""
+    return dict(trial.user_attrs.get(PLACED_ATTRIBUTE) or get_trial_params(trial))
+
+
+def keep_constraints(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the system attributes of a trial that say how far its costs are above their limits."""
+    return {key: value for key, value in attributes.items() if key.startswith(_CONSTRAINT_PREFIX)}
 
 
 def get_last_value(trial: FrozenTrial) -> float | None:

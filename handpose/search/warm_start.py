@@ -23,8 +23,13 @@ from handpose.files import expand_home
 from handpose.formats import upgrade
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.metrics.validation import get_direction
-from handpose.plain_values import is_equal, is_same
-from handpose.search.points import SpacePlacement, find_most_probable_point, list_first_points, place_values
+from handpose.search.points import (
+    SpacePlacement,
+    find_most_probable_point,
+    has_different_value,
+    list_first_points,
+    place_values,
+)
 from handpose.search.space import Params, Space, flatten_config
 from handpose.search.study import (
     COST_NAMES,
@@ -180,7 +185,7 @@ class _Importer:
         self._differing_keys = {
             key
             for key in {**self._their_settings, **self._our_settings}
-            if _affects_result(key) and _has_different_value(key, self._their_settings, self._our_settings)
+            if _affects_result(key) and has_different_value(key, self._their_settings, self._our_settings)
         }
         self._counts: Counter[str] = Counter()
         self._out_of_range: Counter[str] = Counter()
@@ -240,7 +245,7 @@ class _Importer:
         """Return a parameter that cannot have the trial's value in the new space, or an empty string."""
         params = get_trial_params(trial)
         there, here = {**self._their_settings, **params}, {**self._our_settings, **placed.params}
-        differing = (key for key in {**params, **placed.params} if _has_different_value(key, there, here))
+        differing = (key for key in {**params, **placed.params} if has_different_value(key, there, here))
         return next(itertools.chain(placed.out_of_range, placed.missing, differing), "")
 
     def _choose_best_points(self, trials: Sequence[FrozenTrial], num_points: int) -> Iterator[tuple[int, Params]]:
@@ -320,15 +325,6 @@ def _find_incompatibility(there: Conditions, here: Conditions) -> str:
     if there.fingerprint is None or there.fingerprint != here.fingerprint:
         return "it was trained on other data"
     return ""
-
-
-def _has_different_value(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    """Whether two configurations have different values of a key."""
-    if key not in there or key not in here:
-        return (key in there) != (key in here)
-    if key.startswith("trainer."):  # for Lightning limit_train_batches=1 means one batch, but 1.0 means all batches
-        return not is_same(there[key], here[key])
-    return not is_equal(there[key], here[key])
 
 
 def _affects_result(key: str) -> bool:

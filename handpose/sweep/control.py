@@ -1,4 +1,4 @@
-"""Steer a sweep: stop, retry or keep a trial, add a configuration, change limits, pause and resume.
+"""Steer a sweep: stop, retry or keep a trial, add a configuration, change limits or the space, pause and resume.
 
     python -m handpose.sweep.control outputs/sweeps/NAME stop 17
     python -m handpose.sweep.control s3://bucket/folder/NAME stop 17
@@ -19,7 +19,14 @@ from typing import Any
 from handpose.errors import UserError
 from handpose.locks import is_locked
 from handpose.program import exit_on_user_error, make_parser
-from handpose.sweep.record.events import EVENTS_FILE, SweepClosed, SweepSteered, TrialSteered, read_events
+from handpose.sweep.record.events import (
+    EVENTS_FILE,
+    SpaceRecord,
+    SweepClosed,
+    SweepSteered,
+    TrialSteered,
+    read_events,
+)
 from handpose.sweep.record.interventions import (
     BUDGET_LIMITS,
     Intervention,
@@ -36,7 +43,7 @@ from handpose.sweep.storage.lease import RENEW_EVERY_S, read_lease
 from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
 from handpose.sweep.storage.stored_sweep import download_events, open_stored_sweep, open_sweep_for_reading
 from handpose.urls import is_url, join_url
-from handpose.utf8 import use_utf8
+from handpose.utf8 import read_utf8, use_utf8
 
 _DESCRIPTION = """\
 Steer a sweep, from any shell that sees its folder or its object store. The process that runs the sweep executes a
@@ -139,6 +146,9 @@ def _make_parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("number", type=int, metavar="N", help="the new number")
+    text = "propose trials from another search space from now on"
+    space = commands.add_parser("space", help=text, description=text)
+    space.add_argument("file", metavar="FILE", help="a name in search_spaces/ or a file, as search_space= takes it")
     for name, text in (
         ("pause", "start no trial, and interrupt running ones when they have saved a checkpoint"),
         ("resume", "end a pause"),
@@ -169,11 +179,23 @@ def _make_intervention(options: argparse.Namespace) -> Intervention:
         return make_intervention("slots", limits={"max_concurrent": options.number})
     if options.action == "budget":
         return make_intervention("budget", limits=_parse_amounts(options.assignments))
+    if options.action == "space":
+        return make_intervention("space", space=_read_space(options.file))
     if options.action == "add":
         from handpose.config import parse_assignments  # imports Hydra, which the other commands do not need
 
         return make_intervention("add", params=parse_assignments(_split(options.assignments)))
     return make_intervention(options.action)
+
+
+def _read_space(name: str) -> SpaceRecord:
+    """Read the file of a search space, after a check that it can be searched. A file in Python is executed for that."""
+    from handpose.search.space import find_space, parse_space  # imports Optuna, which the other commands do not need
+
+    file = find_space(name)
+    text = read_utf8(file)
+    parse_space(text, file)
+    return SpaceRecord(file.name, text)
 
 
 def _split(assignments: Sequence[str]) -> list[str]:

@@ -18,12 +18,14 @@ from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.scheduler import Fifo, Scheduler
 from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher
+from handpose.search.space import Space
 from handpose.search.warm_start import find_used_seeds
 from handpose.sweep.budget.clock import BudgetClock
 from handpose.sweep.budget.stages import ConfirmationBudget, find_retraining_end, plan_confirmation
 from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
 from handpose.sweep.controller.slots import Slots
+from handpose.sweep.controller.steering import SteeringChecks
 from handpose.sweep.driver.resume import SweepTask, check_fingerprint, make_sweep_record, save_budgets
 from handpose.sweep.driver.run import SweepRun, describe_spent_budget, run_preflight_alone, run_sweep
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, find_retrain_nodes
@@ -113,7 +115,7 @@ class SweepPlan:
         run = SweepRun(
             sweep=self.sweep,
             cluster=self.cluster,
-            space=self.task.space,
+            space=self.task.spaces[0],
             searcher=bind_arguments(self.searcher, defaults=self.task.defaults, fingerprint=self.data.fingerprint),
             make_scheduler=self.make_scheduler,
             trial_function=trial_function,
@@ -126,16 +128,24 @@ class SweepPlan:
             needs_report=self.clock.is_limited,
             num_points=self.num_points,
             notifier=notifier,
-            check_epochs=self._check_epochs,
+            checks=SteeringChecks(epochs=self._check_epochs, space=self._check_space),
+            load_space=self.task.load_space,
+            later_space=self.task.space if self.task.earlier_spaces else None,
         )
         return run_sweep(run)
 
     def _check_epochs(self, max_epochs: int) -> None:
         """Raise UserError if a complete trial cannot have so many epochs."""
         changed = replace(self.sweep, max_epochs=max_epochs)
-        scheduler = bind_scheduler(self.scheduler_class, changed, self.task.space)()
+        scheduler = bind_scheduler(self.scheduler_class, changed, self.task.spaces[0])()
         interval = self.task.config.trainer.check_val_every_n_epoch
         check_validation_epochs(changed, scheduler, validation_interval=interval)
+
+    def _check_space(self, space: Space) -> None:
+        """Raise UserError if the sweep could not be resumed with a search space."""
+        check_search(self.task.config, self.sweep, space, self.task.overrides, first_space=self.task.spaces[0])
+        if (slots := slots_here(self.sweep, self.cluster)) is not None:
+            check_loaders(self.sweep, space, self.recipe.overrides, self.data.size, slots)
 
     def confirm_finalists(self, table: TrialTable, *, folder_sync: FolderSync | None = None) -> dict[str, Any] | None:
         """Train the finalists again; see `handpose.sweep.selection.confirm.confirm_finalists`.
@@ -155,7 +165,7 @@ class SweepPlan:
             table,
             sweep=replace(self.sweep, max_epochs=table.max_epochs),
             cluster=self.cluster,
-            space=self.task.space,
+            space=self.task.spaces[0],
             defaults=self.task.defaults,
             trial_function=replace(trial_function, saves_last=False),
             command=recipe.format_command,
@@ -278,7 +288,10 @@ def build_plan(task: SweepTask, *, data: DataSummary | None = None, measured_slo
     clock = BudgetClock(budget, sweep.path)
     check_sweep(sweep, cluster)
     check_storage(sweep)
-    overrides, scheduler, searcher, num_points = check_search(config, sweep, space, task.overrides)
+    first_space = task.spaces[0] if task.earlier_spaces else None
+    overrides, scheduler, searcher, num_points = check_search(
+        config, sweep, space, task.overrides, first_space=first_space
+    )
     data = data or summarise_data(config)
     check_fingerprint(task, data.fingerprint)
     if (slots := slots_here(sweep, cluster)) is not None:

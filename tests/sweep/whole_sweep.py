@@ -100,12 +100,16 @@ class SweepProcess:
         measures=False,
         gpus=0.0,
         commands=(),
+        task=None,
     ):
         self.sweep, self.searcher, self.slots, self.measures = sweep, searcher, slots, measures
         self.fails, self.diverges = dict(fails), set(diverges)
         self.log = EventLog(sweep.path / EVENTS_FILE)
         self.table = make_empty_table(sweep)
-        history = History(sweep, scheduler=scheduler(), table=self.table, command=recipe.format_command)
+        load_space = None if task is None else task.load_space
+        history = History(
+            sweep, scheduler=scheduler(), table=self.table, command=recipe.format_command, load_space=load_space
+        )
         self.now = 0.0
         self.state = SweepController(
             sweep,
@@ -262,11 +266,12 @@ class WholeSweep:
     def process(self, *, is_new=False):
         """The next process that runs it."""
         sweep, config = self.sweep, self.task.config
-        scheduler = bind_scheduler(instantiate(config.scheduler), sweep, self.task.space)
+        first_space = self.task.spaces[0]
+        scheduler = bind_scheduler(instantiate(config.scheduler), sweep, first_space)
         searcher = make_searcher(
             instantiate(config.searcher),
             sweep,
-            self.task.space,
+            first_space,
             repeats=scheduler().perturbs_params,
             folder=self.folder / "study",
             defaults=self.task.defaults,
@@ -274,7 +279,7 @@ class WholeSweep:
             resume=not is_new,
         )
         rule = partial(make_stopping_rule, space=self.task.space)
-        return SweepProcess(sweep, searcher, scheduler, self.recipe, make_rule=rule, **self.options)
+        return SweepProcess(sweep, searcher, scheduler, self.recipe, make_rule=rule, task=self.task, **self.options)
 
     def run(self, num_reports=math.inf, *, stops=(), last="finished", given=()):
         """Run it to its end, or until so many epochs are reported.
@@ -327,7 +332,7 @@ class WholeSweep:
             stop_when=None,
         )
         folder.mkdir()
-        copy_space(self.task.space, folder)
+        copy_space(self.task.spaces[0], folder)
         write_yaml(folder / "sweep.yaml", {"confirms": str(self.folder), **self.origin})
         process = SweepProcess(sweep, PointSearcher(points), Fifo, self.recipe)
         process.run()

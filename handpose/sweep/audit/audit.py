@@ -116,7 +116,7 @@ def _audit_once(folder: Path) -> Iterator[AuditFinding]:
     try:
         task = load_recorded_task(folder, [])
         sweep: SweepSettings = instantiate(task.config.sweep)
-        scheduler = bind_scheduler(instantiate(task.config.scheduler), sweep, task.space)()
+        scheduler = bind_scheduler(instantiate(task.config.scheduler), sweep, task.spaces[0])()
         limits = parse_limits(dict(task.config.searcher.get("constraints") or {}))
         overrides = add_checkpoint_metric(select_training_overrides(task.overrides), task.config, sweep.target)
     except UserError as error:
@@ -159,14 +159,20 @@ def _replay_sweep(audited: AuditedSweep, scheduler: Any, study: optuna.Study | N
     trials = [] if study is None else study.get_trials(deepcopy=False)
     expected = Expectations(
         sweep.num_trials,
-        count_points(instantiate(task.config.searcher), task.space, repeats=scheduler.perturbs_params),
+        count_points(instantiate(task.config.searcher), task.spaces[0], repeats=scheduler.perturbs_params),
         0 if study is None else get_first_number(study),
         audited.limits,
         {trial.number: get_trial_params(trial) for trial in trials}.get,
         task.config.trainer.check_val_every_n_epoch,
         is_resuming=_is_newer(sweep.path / "sweep.yaml", sweep.path / EVENTS_FILE),
     )
-    return replay_events(sweep, expected, scheduler=scheduler, command=audited.recipe.format_command)
+    return replay_events(
+        sweep,
+        expected,
+        scheduler=scheduler,
+        command=audited.recipe.format_command,
+        load_space=task.load_space,
+    )
 
 
 def _is_newer(file: Path, than: Path) -> bool:

@@ -10,7 +10,7 @@ from handpose.formats import get_former_checkpoint_name, upgrade_checkpoint_name
 from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import Scheduler
-from handpose.search.space import Params
+from handpose.search.space import Params, Space
 from handpose.sweep.controller.controller import NO_REPORT_CAUSE, find_violation
 from handpose.sweep.controller.history import History, find_reason_difference, make_empty_table
 from handpose.sweep.controller.slots import NodeCapacity
@@ -25,6 +25,7 @@ from handpose.sweep.record.events import (
     NodeQuarantined,
     SegmentFailed,
     SegmentStarted,
+    SpaceRecord,
     SweepClosed,
     SweepOpened,
     SweepSteered,
@@ -46,6 +47,7 @@ _ALLOWED_LIMITS: Mapping[str, tuple[str, ...]] = {
     "add": ("num_trials",),
     "trials": ("num_trials",),
     "epochs": ("max_epochs",),
+    "space": ("num_trials",),
     "slots": ("max_concurrent",),
     "budget": BUDGET_LIMITS,
 }
@@ -166,6 +168,7 @@ def replay_events(
     *,
     scheduler: Scheduler,
     command: Callable[..., str] = lambda params, max_epochs=0: "",
+    load_space: Callable[[SpaceRecord], Space] | None = None,
     label: str = "",
 ) -> ReplayResult:
     """Apply the events of a sweep, and check each of them.
@@ -177,11 +180,13 @@ def replay_events(
         expected: what other files say about the sweep.
         scheduler: a new scheduler, which repeats the decisions.
         command: returns the command line that trains parameters.
+        load_space: makes a search space to which the user has changed, for the scheduler.
         label: prefix of file names in findings.
     """
     folder, table = settings.path, make_empty_table(settings)
     files = ReadOnlyCheckpointFiles(folder)
-    replayed = ReplayResult(History(settings, scheduler=scheduler, table=table, files=files, command=command))
+    history = History(settings, scheduler=scheduler, table=table, files=files, command=command, load_space=load_space)
+    replayed = ReplayResult(history)
     if not (folder / EVENTS_FILE).is_file():
         if folder.is_dir():
             replayed.findings.append(Lost(f"{label}{EVENTS_FILE} is missing"))
@@ -355,11 +360,13 @@ class _EventChecker:
 
     def _check_opened(self, event: SweepOpened) -> None:
         settings, self._version = self._settings, event.version
-        num_trials, num_points = self._expected.num_trials, self._expected.num_points
+        num_trials, num_points = self._expected.num_trials, self._get_num_points()
         possible = {num_trials} if self._has_current_budgets and num_trials is not None else {event.num_trials}
         if num_points is not None:
             capped = {min(each, num_points) for each in possible}
             possible = capped if event.version >= _FORMAT_WITH_SPENT else possible | capped
+        elif self._history.spaces and event.num_trials <= max(possible):  # limited by the points of a later space
+            possible = possible | {event.num_trials}
         said = f"opens the sweep with {event.num_trials} trials"
         self._require(event.num_trials in possible, f"{said}, but the configuration has {min(possible)}")
         self._require(event != self._last, "repeats the 'sweep_opened' event of the line before", Repeated)
@@ -370,6 +377,10 @@ class _EventChecker:
         else:
             is_possible = event.gpus in ((0, workers) if gpus_per_trial is None else (gpus_per_trial * workers,))
         self._require(is_possible, f"gives each trial {event.gpus} GPUs, but the configuration has {gpus_per_trial}")
+
+    def _get_num_points(self) -> int | None:
+        """Return the number of points of the first search space; None if it is unlimited or another one is searched."""
+        return None if self._history.spaces else self._expected.num_points
 
     def _check_suggested(self, event: TrialSuggested) -> None:
         history = self._history
@@ -556,7 +567,8 @@ class _EventChecker:
         )
         is_added = event.action == "add"
         self._require(is_added == (event.params is not None), f"{said} and the configuration {event.params}")
-        num_trials, num_points = event.limits.get("num_trials"), self._expected.num_points
+        num_trials = event.limits.get("num_trials")
+        num_points = None if event.action == "space" else self._get_num_points()
         if num_trials is not None and num_points is not None:
             self._require(num_trials <= num_points, f"{said}, but the space has only {num_points} configurations")
         if is_added:

@@ -30,7 +30,7 @@ from handpose.report.tensorboard import ABSENT, EPOCHS, NOT_OVER, SECONDS, STATE
 from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.report.utilisation import WORKER_PREFIX
 from handpose.search.distributions import parse_label
-from handpose.search.points import find_finite_points, place_added_point, place_values
+from handpose.search.points import find_finite_points, place_added_point, place_configuration, place_values
 from handpose.search.searcher import TrialSnapshot
 from handpose.search.space import Params, Space, YamlSpace
 from handpose.search.study import (
@@ -38,12 +38,14 @@ from handpose.search.study import (
     JOURNAL_FILE,
     ORIGIN_ATTRIBUTE,
     PARAMS_ATTRIBUTE,
+    PLACED_ATTRIBUTE,
+    PLAN_ATTRIBUTE,
     compute_excess,
+    get_placed_params,
     get_trial_params,
 )
 from handpose.sweep.audit.events import AuditFinding, Lost, Repeated, ReplayResult, Wrong, find_differences
-from handpose.sweep.controller.controller import snapshot_trial
-from handpose.sweep.controller.history import TrialHistory
+from handpose.sweep.controller.history import TrialHistory, snapshot_trial
 from handpose.sweep.driver.resume import SweepTask
 from handpose.sweep.record.events import (
     EVENTS_FILE,
@@ -293,7 +295,11 @@ def _audit_study_trials(
             yield Lost(f"{label} has no trial {number}")
             continue
         place, params = f"{label}: trial {number}", replayed.suggested_params.get(number, {})
-        yield from _audit_study_params(place, stored[number], params, audited.task.space)
+        spaces = audited.task.spaces
+        own = spaces[min(replayed.history.count_spaces(number), len(spaces) - 1)]
+        yield from _audit_study_params(place, stored[number], params, own=own, space=spaces[-1])
+        if own is not spaces[-1]:
+            yield from _audit_moved_trial(place, stored[number], params, audited)
         origin = stored[number].user_attrs.get(ORIGIN_ATTRIBUTE)  # None in earlier versions, and in a restored study
         if origin is not None and origins.get(number) not in (None, "", origin):
             yield Wrong(f"{place} is {origin!r}, but {EVENTS_FILE} has {origins[number]!r}")
@@ -336,11 +342,12 @@ def _audit_plan(
 
     They must be those of the study's plan, or those that the user has added, and the trial must have them.
     """
-    points = study.user_attrs.get("plan", {}).get("points", [])
-    first_number, space = get_first_number(study), audited.task.space
-    added = _place_added_points(replayed, audited)
+    plan = study.user_attrs.get(PLAN_ATTRIBUTE, {})
+    points, space = plan.get("points", []), audited.task.space
+    start = plan.get("start", get_first_number(study))  # trials of earlier search spaces have lower numbers
+    added = {number: draws for number, draws in _place_added_points(replayed, audited).items() if number >= start}
     list_points = cache(partial(find_finite_points, space))  # a Python space is called for each of its points
-    own = [trial for trial in study.get_trials(deepcopy=False)[first_number:] if trial.number not in added]
+    own = [trial for trial in study.get_trials(deepcopy=False)[start:] if trial.number not in added]
     for number, draws in added.items():
         decided = study.get_trials(deepcopy=False)[number].system_attrs.get(_DECIDED, draws)
         if not is_same(decided, draws):
@@ -365,8 +372,11 @@ def _place_added_points(replayed: ReplayResult, audited: AuditedSweep) -> dict[i
     task, events = audited.task, [event for _, event in replayed.events]
     params = {event.intervention: event.params for event in events if isinstance(event, SweepSteered)}
     suggested = [event for event in events if isinstance(event, TrialSuggested) and event.added_by]
+    numbers = {event.trial: replayed.history.count_spaces(event.trial) for event in suggested}
     return {
-        event.trial: place_added_point(task.space, params.get(event.added_by) or {}, task.defaults)
+        event.trial: place_added_point(
+            task.spaces[numbers[event.trial]], params.get(event.added_by) or {}, task.defaults
+        )
         for event in suggested
     }
 
@@ -375,12 +385,32 @@ _DECIDED = "fixed_params"
 """System attribute that Optuna gives to enqueued trials."""
 
 
-def _audit_study_params(place_of: str, trial: FrozenTrial, suggested: Params, space: Space) -> Iterator[AuditFinding]:
+def _audit_moved_trial(
+    place_of: str, trial: FrozenTrial, suggested: Params, audited: AuditedSweep
+) -> Iterator[AuditFinding]:
+    """Check that the searcher learns from a trial of an earlier search space if the newest one contains it."""
+    task = audited.task
+    if not trial.params and place_configuration(task.space, suggested, task.defaults) is not None:
+        yield Lost(f"{place_of} has no draws, although {task.space.file.name} contains its parameters")
+
+
+def _audit_study_params(
+    place_of: str, trial: FrozenTrial, suggested: Params, *, own: Space, space: Space
+) -> Iterator[AuditFinding]:
+    """Compare the parameters of a trial in the study with those in the events and with its draws.
+
+    Args:
+        place_of: what to call the trial in findings.
+        trial: the trial in the study.
+        suggested: its parameters according to the events.
+        own: the search space from which it was proposed.
+        space: the search space of the study, to which its draws belong.
+    """
     for name, theirs, ours in find_differences(get_trial_params(trial), suggested):
         yield Wrong(f"{place_of} has the parameter {name}={theirs}, but {EVENTS_FILE} has {ours}")
-    if isinstance(space, YamlSpace) and list(suggested) != list(space.expressions):
-        searched = ", ".join(space.expressions)
-        yield Wrong(f"{place_of} has the parameters {', '.join(suggested)}, but {space.file.name} searches {searched}")
+    if isinstance(own, YamlSpace) and list(suggested) != list(own.expressions):
+        searched = ", ".join(own.expressions)
+        yield Wrong(f"{place_of} has the parameters {', '.join(suggested)}, but {own.file.name} searches {searched}")
     if not trial.params:
         return
     try:
@@ -404,8 +434,9 @@ def _audit_study_params(place_of: str, trial: FrozenTrial, suggested: Params, sp
         theirs, ours = trial.params[name], placed.draws[name]
         if isinstance(placed.distributions[name], CategoricalDistribution) and not is_same(theirs, ours):
             yield Wrong(f"{place_of} has {name}={theirs!r}, but {space.file.name} has {ours!r}")
-    if PARAMS_ATTRIBUTE in trial.user_attrs and not placed.out_of_range:
-        for name, theirs, ours in find_differences(dict(trial.user_attrs[PARAMS_ATTRIBUTE]), placed.params):
+    written = get_placed_params(trial)
+    if {PARAMS_ATTRIBUTE, PLACED_ATTRIBUTE} & trial.user_attrs.keys() and not placed.out_of_range:
+        for name, theirs, ours in find_differences(written, placed.params):
             yield Wrong(f"{place_of} has {name}={theirs}, but its drawn values give {ours}")
 
 

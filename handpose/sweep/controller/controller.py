@@ -14,13 +14,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from handpose.errors import UserError
-from handpose.report.trial_table import TrialRow, TrialState
+from handpose.report.trial_table import TrialRow
 from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import SegmentStart
-from handpose.search.searcher import Searcher, TrialSnapshot
-from handpose.sweep.controller.history import History, TrialHistory
+from handpose.search.searcher import Searcher
+from handpose.search.space import Space
+from handpose.sweep.controller.history import History, SearchChange, TrialHistory, snapshot_trial
 from handpose.sweep.controller.slots import NodeCapacity
-from handpose.sweep.controller.steering import describe_steering, make_steering_event
+from handpose.sweep.controller.steering import SteeringChecks, describe_steering, make_steering_event
 from handpose.sweep.controller.stopping_rule import StoppingRule
 from handpose.sweep.record.events import (
     CheckpointRecord,
@@ -79,9 +80,10 @@ class SweepController:
         log: the event log. The events in it are checked and replayed.
         history: an empty history.
         searcher: proposes parameters and stores the study.
-        make_stopping_rule: makes the rule that estimates whether further trials are worth it, from the settings. It is
-            called when `sweep.stop_when` is first needed; None: the sweep does not ask.
-        check_epochs: raises UserError if a complete trial cannot have so many epochs.
+        make_stopping_rule: makes the rule that estimates whether further trials are worth it, from the settings, and
+            from the search space (`space`) if the user has changed it. It is called when `sweep.stop_when` is first
+            needed; None: the sweep does not ask.
+        checks: checks of the user's commands that need the configuration of the sweep.
         clock: returns the time in seconds.
 
     Attributes:
@@ -101,8 +103,8 @@ class SweepController:
         log: EventLog,
         history: History,
         searcher: Searcher,
-        make_stopping_rule: Callable[[SweepSettings], StoppingRule] | None = None,
-        check_epochs: Callable[[int], None] = lambda max_epochs: None,
+        make_stopping_rule: Callable[..., StoppingRule] | None = None,
+        checks: SteeringChecks | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.history = history
@@ -112,7 +114,8 @@ class SweepController:
         self._log = log
         self._searcher = searcher
         self._make_stopping_rule = make_stopping_rule
-        self._check_epochs = check_epochs
+        self._checks = checks or SteeringChecks()
+        self._later_space: dict[str, Space] = {}
         self._stopping_rule: StoppingRule | None = None
         self._expected_gain: float | None = None
         self._num_slots = 0
@@ -121,8 +124,8 @@ class SweepController:
         self._listener: EventListener | None = None
         self.past_events: Sequence[Event] = log.events
         history.replay(log.events)
-        for max_epochs in history.raised_epochs:
-            searcher.on_max_epochs(max_epochs)
+        for change in history.search_changes:
+            self._tell_searcher(change)
         self._elapsed_before_s = history.at
         self._opened_at_s = clock()
 
@@ -146,6 +149,17 @@ class SweepController:
 
     def _restore_searcher(self) -> None:
         self._searcher.restore_trials([snapshot_trial(trial) for trial in self.history.trials.values()])
+
+    def _tell_searcher(self, change: SearchChange) -> None:
+        """Let the searcher follow a command of the user."""
+        if change.max_epochs is not None:
+            self._searcher.on_max_epochs(change.max_epochs)
+        if change.space is not None:
+            assert self.history.load_space is not None, "the command would have been refused"
+            space = self.history.load_space(change.space)
+            before = list(self.history.trials.values())[: change.num_trials]
+            self._searcher.on_space(space, [snapshot_trial(trial) for trial in before])
+            self._later_space = {"space": space}
 
     def resize(self, num_slots: int, capacity: NodeCapacity) -> None:
         """Update the cluster's size after nodes have joined or left.
@@ -399,13 +413,13 @@ class SweepController:
                 at=self.elapsed_s(),
                 history=self.history,
                 searcher=self._searcher,
-                check_epochs=self._check_epochs,
+                checks=self._checks,
             )
         except UserError as refusal:
             return InterventionAnswer(False, str(refusal))
         self._record_event(event)
-        if event.action == "epochs":
-            self._searcher.on_max_epochs(self.history.settings.max_epochs)
+        if event.action in ("epochs", "space"):
+            self._tell_searcher(self.history.search_changes[-1])
             self._restore_searcher()
             self._stopping_rule = None
         return InterventionAnswer(True, describe_steering(event, self.history))
@@ -425,7 +439,7 @@ class SweepController:
             return True
         needs_rule = self.history.settings.stop_when is not None
         if needs_rule and self._stopping_rule is None and self._make_stopping_rule is not None:
-            self._stopping_rule = self._make_stopping_rule(self.history.settings)
+            self._stopping_rule = self._make_stopping_rule(self.history.settings, **self._later_space)
         rule = self._stopping_rule if needs_rule else None
         if rule is not None and rule.is_due(self.history.num_reports):
             snapshots = [snapshot_trial(trial) for trial in self.history.trials.values()]
@@ -473,25 +487,3 @@ def find_violation(
         value, cutoff = (number if math.isfinite(number) else None for number in (costs[name], limit))
         return Reason("cost_limit", value=value, cutoff=cutoff, subject=name)
     return None
-
-
-def _to_study_state(trial: TrialHistory) -> TrialState:
-    """Return the trial's state for the searcher.
-
-    A complete trial whose parameters were perturbed counts as stopped, since the proposed parameters did not produce
-    its result.
-    """
-    return "stopped" if trial.is_perturbed and trial.row.state == "complete" else trial.row.state
-
-
-def snapshot_trial(trial: TrialHistory) -> TrialSnapshot:
-    """Make the snapshot of a trial that the searcher receives."""
-    return TrialSnapshot(
-        trial.row.number,
-        _to_study_state(trial),
-        dict(trial.proposed),
-        dict(trial.values),
-        dict(trial.row.costs),
-        trial.row.seconds,
-        trial.is_added,
-    )

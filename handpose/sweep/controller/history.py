@@ -3,6 +3,7 @@
 Applying the same events in the same order gives the same state and the same decisions. This module starts nothing.
 """
 
+import inspect
 import math
 from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,7 +16,8 @@ from handpose.report.reasons import format_close_reason, format_reason
 from handpose.report.trial_table import TrialRow, TrialState, TrialTable, make_second_objectives
 from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import Fifo, Scheduler, SchedulerDecision, SegmentStart
-from handpose.search.space import Params
+from handpose.search.searcher import TrialSnapshot
+from handpose.search.space import Params, Space
 from handpose.sweep.controller.node_quarantine import NodeHealth
 from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.record.events import (
@@ -28,6 +30,7 @@ from handpose.sweep.record.events import (
     SegmentFailed,
     SegmentInterruptions,
     SegmentStarted,
+    SpaceRecord,
     SweepClosed,
     SweepOpened,
     SweepSteered,
@@ -78,6 +81,20 @@ class AddedPoint(NamedTuple):
 
     intervention: str
     params: Params
+
+
+class SearchChange(NamedTuple):
+    """A command of the user that the searcher must follow.
+
+    Attributes:
+        num_trials: number of trials that had been proposed before.
+        max_epochs: the number to which `sweep.max_epochs` was raised; None if the search space was changed.
+        space: the new search space; None if `sweep.max_epochs` was raised.
+    """
+
+    num_trials: int
+    max_epochs: int | None = None
+    space: SpaceRecord | None = None
 
 
 class ContinuedTrials(NamedTuple):
@@ -195,12 +212,39 @@ class TrialHistory:
         self.row.seconds = self._seconds_before_segment + now - self._segment_started_at
 
 
+def _to_study_state(trial: TrialHistory) -> TrialState:
+    """Return the trial's state for the searcher.
+
+    A complete trial whose parameters were perturbed counts as stopped, since the proposed parameters did not produce
+    its result.
+    """
+    return "stopped" if trial.is_perturbed and trial.row.state == "complete" else trial.row.state
+
+
+def snapshot_trial(trial: TrialHistory) -> TrialSnapshot:
+    """Make the snapshot of a trial that the searcher receives."""
+    return TrialSnapshot(
+        trial.row.number,
+        _to_study_state(trial),
+        dict(trial.proposed),
+        dict(trial.values),
+        dict(trial.row.costs),
+        trial.row.seconds,
+        trial.is_added,
+    )
+
+
 def make_empty_table(settings: SweepSettings) -> TrialTable:
     """Make the table of a sweep before its first trial."""
     objectives = make_second_objectives(settings.second_objective)
     table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
     table.gpu_hours_budget = math.inf if settings.gpu_hours is None else settings.gpu_hours
     return table
+
+
+def _asks_for_space(scheduler: Scheduler) -> bool:
+    """Return whether a scheduler was given the search space, as `bind_scheduler` gives it to those that ask for it."""
+    return "space" in inspect.signature(type(scheduler)).parameters
 
 
 def rebuild_history(settings: SweepSettings, events: Iterable[Event]) -> "History":
@@ -221,6 +265,8 @@ class History:
         files: where the checkpoints are; None: in the sweep's folder.
         command: returns the command line that trains given parameters again, and takes as a second argument the epochs
             of a complete trial if they have been raised.
+        load_space: makes a search space to which the user has changed. None for a sweep that is only read, or that
+            searches none: the space may be code, which readers never run.
 
     Attributes:
         trials: number -> state of each trial.
@@ -233,6 +279,8 @@ class History:
         health: health of the nodes since the sweep was last opened.
         settings: the settings of the sweep, with the limits that the user has changed while it runs.
         raised_epochs: the values to which the user has raised `sweep.max_epochs`, in order.
+        search_changes: the commands of the user that the searcher must follow, in order.
+        load_space: the function that makes a search space to which the user has changed; None if there is none.
         added: the configurations that the user has added and that have not been started yet, in order.
         interventions: ids of the interventions of the user that have been executed.
     """
@@ -245,6 +293,7 @@ class History:
         table: TrialTable,
         files: CheckpointFiles | None = None,
         command: Callable[..., str] = lambda params, max_epochs=0: "",
+        load_space: Callable[[SpaceRecord], Space] | None = None,
     ) -> None:
         self.trials: dict[int, TrialHistory] = {}
         self.table = table
@@ -262,6 +311,8 @@ class History:
         )
         self.settings = settings
         self.raised_epochs: list[int] = []
+        self.search_changes: list[SearchChange] = []
+        self.load_space = load_space
         self.added: list[AddedPoint] = []
         self.interventions: set[str] = set()
         self._initial_settings = settings
@@ -364,6 +415,16 @@ class History:
     def list_complete_trials(self) -> list[int]:
         """List the numbers of the complete trials, in the order in which they were completed."""
         return list(self._complete)
+
+    @property
+    def spaces(self) -> list[SpaceRecord]:
+        """The search spaces to which the user has changed, in order."""
+        return [change.space for change in self.search_changes if change.space is not None]
+
+    def count_spaces(self, number: int) -> int:
+        """Return how many times the user had changed the search space when a trial was proposed."""
+        place = list(self.trials).index(number)
+        return sum(change.space is not None and change.num_trials <= place for change in self.search_changes)
 
     @property
     def is_paused(self) -> bool:
@@ -479,6 +540,8 @@ class History:
             return "the sweep is paused already" if self.is_paused else "the sweep is not paused"
         if event.action == "epochs":
             return self._find_epochs_refusal(event.limits.get("max_epochs"))
+        if event.action == "space":
+            return self._find_space_refusal(event)
         num_trials, num_begun = event.limits.get("num_trials"), len(self.trials) + len(self.added)
         if event.action == "trials" and num_trials is not None and num_trials < num_begun:
             return f"the sweep has {num_begun} trials already; give at least this number"
@@ -490,6 +553,17 @@ class History:
             return f"a complete trial has {current} epochs; give more, since what is trained cannot be taken back"
         if not hasattr(self._scheduler, "on_max_epochs"):  # an extension need not derive from Fifo
             return f"the scheduler {type(self._scheduler).__name__} cannot go on with more epochs"
+        return ""
+
+    def _find_space_refusal(self, event: SweepSteered) -> str:
+        if event.space is None:
+            return "it names no search space"
+        if self.spaces and self.spaces[-1] == event.space:
+            return "the sweep searches this space already"
+        if self.added:
+            return "a configuration that you have added has not started yet; give the command again when it has"
+        if not hasattr(self._scheduler, "on_space") and _asks_for_space(self._scheduler):
+            return f"the scheduler {type(self._scheduler).__name__} cannot go on with another search space"
         return ""
 
     def count_gpu_hours(self, now: float) -> float:
@@ -623,6 +697,8 @@ class History:
             return f"{said}, but {refusal}"
         if event.action == "epochs" and event.epochs_before != max_epochs:
             return f"{said} with {event.epochs_before} epochs before, but a complete trial had {max_epochs}"
+        if (event.action == "space") != (event.space is not None):
+            return f"{said} with the search space {event.space}"
         if len(event.decisions) != len(event.trials):
             return f"{said} with {len(event.decisions)} decisions about {len(event.trials)} trials"
         return ""
@@ -835,6 +911,8 @@ class History:
         self.interventions.add(event.intervention)
         if event.action == "epochs":
             self._apply_more_epochs(event)
+        if event.space is not None:
+            self._apply_space(event.space)
         if event.params is not None:
             self.added.append(AddedPoint(event.intervention, event.params))
         if "num_trials" in event.limits:
@@ -847,6 +925,7 @@ class History:
         """Let complete trials go on, as the scheduler has decided, and end those that have no checkpoint."""
         max_epochs = int(event.limits["max_epochs"] or 0)
         self.raised_epochs.append(max_epochs)
+        self.search_changes.append(SearchChange(len(self.trials), max_epochs=max_epochs))
         self.table.max_epochs = max_epochs
         states: Mapping[str, TrialState] = {"continue": "waiting", "pause": "paused", "stop": "stopped"}
         decisions = dict(zip(event.trials, event.decisions, strict=True))
@@ -860,6 +939,15 @@ class History:
         for trial in self.trials.values():
             trial.reopened_from = None  # the searcher starts again with what all trials have reported
             trial.row.command = "" if trial.is_perturbed else self._make_command(trial.row.params)
+
+    def _apply_space(self, space: SpaceRecord) -> None:
+        """Let trials be proposed from another search space."""
+        self.search_changes.append(SearchChange(len(self.trials), space=space))
+        on_space = getattr(self._scheduler, "on_space", None)
+        if on_space is not None and self.load_space is not None:
+            on_space(self.load_space(space))
+        for trial in self.trials.values():
+            trial.reopened_from = None  # the searcher starts again with what all trials have reported
 
     def _make_command(self, params: Mapping[str, Any]) -> str:
         return self._command(params, *self.raised_epochs[-1:])

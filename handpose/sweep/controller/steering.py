@@ -2,16 +2,30 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from handpose.errors import UserError
 from handpose.search.searcher import Searcher
-from handpose.sweep.controller.history import History
+from handpose.search.space import Space
+from handpose.sweep.controller.history import History, snapshot_trial
 from handpose.sweep.record.events import SweepSteered, TrialSteered
 from handpose.sweep.record.interventions import BUDGET_LIMITS, Intervention
 
 
+class SteeringChecks(NamedTuple):
+    """Checks of a command that need the configuration of the sweep. Each raises UserError if the sweep cannot go on so.
+
+    Attributes:
+        epochs: checks the number of epochs of a complete trial.
+        space: checks a search space.
+    """
+
+    epochs: Callable[[int], None] = lambda max_epochs: None
+    space: Callable[[Space], None] = lambda space: None
+
+
 def make_steering_event(
-    given: Intervention, *, at: float, history: History, searcher: Searcher, check_epochs: Callable[[int], None]
+    given: Intervention, *, at: float, history: History, searcher: Searcher, checks: SteeringChecks
 ) -> TrialSteered | SweepSteered:
     """Check an intervention against the state of the sweep, and make its event.
 
@@ -21,8 +35,8 @@ def make_steering_event(
         given: the intervention.
         at: the sweep's own time in seconds.
         history: the state of the sweep.
-        searcher: checks a configuration that the user adds.
-        check_epochs: raises UserError if a complete trial cannot have so many epochs.
+        searcher: checks what it is to try: a configuration that the user adds, or another search space.
+        checks: the checks that need the configuration of the sweep.
 
     Raises:
         UserError: it is not possible now.
@@ -42,11 +56,28 @@ def make_steering_event(
         _check_num_trials(limits["num_trials"], searcher)
     elif given.action == "budget":
         _check_budget(limits, history)
-    assert given.action in ("add", "trials", "epochs", "slots", "pause", "resume", "budget")
-    event = SweepSteered(at, given.id, given.action, limits, None if given.params is None else dict(given.params))
+    assert given.action in ("add", "trials", "epochs", "space", "slots", "pause", "resume", "budget")
+    params = None if given.params is None else dict(given.params)
+    event = SweepSteered(at, given.id, given.action, limits, params, space=given.space)
     if refusal := history.find_refusal(event):
         raise UserError(refusal)
-    return event if given.action != "epochs" else _decide_more_epochs(event, history, check_epochs)
+    if given.action == "space":
+        return _limit_trials_to_space(event, history, searcher, checks.space)
+    return event if given.action != "epochs" else _decide_more_epochs(event, history, checks.epochs)
+
+
+def _limit_trials_to_space(
+    event: SweepSteered, history: History, searcher: Searcher, check_space: Callable[[Space], None]
+) -> SweepSteered:
+    """Check the event that changes the search space, and complete it with the number of trials if that changes."""
+    if event.space is None or history.load_space is None:
+        raise UserError("this sweep searches no space")
+    space = history.load_space(event.space)
+    check_space(space)
+    num_points = searcher.check_space(space, [snapshot_trial(trial) for trial in history.trials.values()])
+    wanted = history.settings.num_trials
+    num_trials = wanted if num_points is None else min(wanted, num_points)
+    return event if num_trials == history.num_trials else replace(event, limits={"num_trials": num_trials})
 
 
 def _decide_more_epochs(event: SweepSteered, history: History, check_epochs: Callable[[int], None]) -> SweepSteered:
@@ -117,6 +148,8 @@ def describe_steering(event: TrialSteered | SweepSteered, history: History) -> s
             return f"the sweep has {history.num_trials} trials, of which {len(history.trials)} have been started"
         case "epochs":
             return _describe_more_epochs(event, history)
+        case "space":
+            return _describe_space(event, history)
         case "slots":
             return f"the largest number of trials at a time is {settings.max_concurrent}; running ones are not ended"
         case "pause":
@@ -140,3 +173,14 @@ def _describe_more_epochs(event: SweepSteered, history: History) -> str:
     if num_lost:
         parts.append(f"{num_lost} have ended at {event.epochs_before}")
     return "; ".join(parts)
+
+
+def _describe_space(event: SweepSteered, history: History) -> str:
+    num_begun = len(history.trials)
+    name = "" if event.space is None else event.space.name
+    said = f"trials are proposed from {name} from now on; the sweep has {history.num_trials} trials"
+    return (
+        f"{said}, which have all been started; trials N adds some"
+        if num_begun == history.num_trials
+        else (f"{said}, of which {num_begun} have been started")
+    )

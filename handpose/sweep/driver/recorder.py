@@ -12,6 +12,7 @@ from handpose.report.terminal import SweepView
 from handpose.report.trial_table import TrialRow, TrialTable
 from handpose.report.utilisation import EpochUtilisation, Utilisation, combine
 from handpose.sweep.analysis.story import StoryEvents, tell_story
+from handpose.sweep.driver.resume import write_later_spaces
 from handpose.sweep.record.events import (
     EVENTS_FILE,
     CostsMeasured,
@@ -21,6 +22,7 @@ from handpose.sweep.record.events import (
     SegmentFailed,
     SegmentStarted,
     SweepClosed,
+    SweepSteered,
     TrialEnded,
     TrialSteered,
     read_events,
@@ -113,6 +115,7 @@ class Recorder:
         self._utilisation: dict[int, Utilisation] = {}
         self._segments: dict[int, _SegmentTime] = {}
         self._shown_trials: set[tuple[int, int]] = set()
+        self._spaces: list[SweepSteered] = []
         self._is_csv_outdated = True
         self._next_write = 0.0
         self._next_tick = 0.0
@@ -124,6 +127,8 @@ class Recorder:
         """
         for event in events:
             self._stories.add(event)
+        self._spaces = [event for event in events if isinstance(event, SweepSteered) and event.space is not None]
+        self._write_spaces()
         last = events[-1] if events else None
         if isinstance(last, EpochReported):
             row = self._table.rows[last.trial]
@@ -158,6 +163,9 @@ class Recorder:
         if row is None:
             if isinstance(event, SweepClosed):
                 self._close_logs()
+            elif isinstance(event, SweepSteered) and event.space is not None:
+                self._spaces.append(event)
+                self._write_spaces()
             elif isinstance(event, NodeQuarantined):
                 note = f"node {event.node} is quarantined: trials fail there and work on other nodes"
                 self._view.show_note(note)
@@ -193,6 +201,10 @@ class Recorder:
             with contextlib.suppress(OSError):  # nothing is lost: trials.csv is written again from the table
                 self._write_csv()
         self._view.refresh(self._table)
+
+    def _write_spaces(self) -> None:
+        with contextlib.suppress(OSError):  # the events contain them
+            write_later_spaces(self._spaces, self._folder)
 
     def _show_trial(self, event: Event, row: TrialRow) -> None:
         """Show the state of a trial, but not again when a trial ends that was already shown at the same epoch."""

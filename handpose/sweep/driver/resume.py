@@ -6,7 +6,7 @@ sweep. Therefore the space is copied into the sweep's folder, and the configurat
 
 import copy
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from omegaconf import OmegaConf
 from handpose.budget import BudgetSettings
 from handpose.config import compose, list_location_overrides, override_key, quote_override, to_plain_values
 from handpose.errors import UserError, join_lines
-from handpose.files import expand_home
+from handpose.files import expand_home, write_atomically
 from handpose.formats import SWEEP_YAML_FORMAT, upgrade
 from handpose.metrics.validation import get_direction
 from handpose.program import list_given_keys, list_task_overrides
-from handpose.search.space import Space, fix_params, flatten_config, list_keys, load_space
+from handpose.search.space import Space, fix_params, flatten_config, list_keys, load_space, parse_space
 from handpose.search.study import check_storage_url
-from handpose.sweep.record.events import EVENTS_FILE, SweepSteered, read_events
+from handpose.sweep.record.events import EVENTS_FILE, Event, SpaceRecord, SweepSteered, read_events
 from handpose.sweep.record.interventions import LIMITS
 from handpose.sweep.record.provenance import PROCESS_MB, fill_in_modes
 from handpose.sweep.storage.stored_sweep import download_sweep
@@ -70,7 +70,10 @@ None of them changes what a trial is or how it is judged. Other data are detecte
 """
 
 SPACE_FOLDER = "search_space"
-"""Folder for the copy of the search space, in the folder of a sweep."""
+"""Folder for the copy of the search space, in the folder of a sweep.
+
+Spaces to which the user has changed are in folders of this name followed by `_2`, `_3` and so on.
+"""
 
 _TASK_KEYS = ("config", "overrides", "locations", "choices")
 """Required keys of sweep.yaml, in addition to the provenance."""
@@ -95,11 +98,12 @@ class SweepTask:
         overrides: the overrides that define the sweep, as they were given on the command line.
         locations: overrides that give another process the paths of this one.
         choices: configuration group -> chosen option.
-        space: the search space.
+        space: the search space; the newest one if the user has changed it while the sweep ran.
         origin: the result of `collect_provenance`; None for a new sweep.
         fixed: key -> value of what the space's file searches but the command line fixes. Every trial has these values.
         steered: key -> value of limits that the user has changed while the sweep ran, and that sweep.yaml lacks.
         last_intervention: id of the last intervention whose limits are in `config`; empty if there is none.
+        earlier_spaces: the search spaces before the newest one, in order.
     """
 
     config: Any
@@ -111,6 +115,20 @@ class SweepTask:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     steered: Mapping[str, Any] = field(default_factory=dict)
     last_intervention: str = ""
+    earlier_spaces: Sequence[Space] = ()
+
+    @property
+    def spaces(self) -> list[Space]:
+        """All search spaces, in the order in which the user has chosen them."""
+        return [*self.earlier_spaces, self.space]
+
+    def load_space(self, record: SpaceRecord) -> Space:
+        """Make a search space to which the user has changed, with what the command line fixes. May run its code.
+
+        Raises:
+            UserError: something in it cannot be searched.
+        """
+        return _load_later_space(record, Path(record.name), self.fixed)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -157,7 +175,7 @@ def describe_fixed_params(task: SweepTask) -> str:
     if not task.fixed:
         return ""
     values = ", ".join(quote_override(key, value) for key, value in task.fixed.items())
-    return f"every trial has {values}, as given on the command line: {task.space.name} does not search it"
+    return f"every trial has {values}, as given on the command line: {task.spaces[0].name} does not search it"
 
 
 def make_sweep_record(task: SweepTask, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,8 +349,39 @@ def load_recorded_task(
         if name not in ("format", *_TASK_KEYS, "fixed_params", PROCESS_MB, _LAST_INTERVENTION)
     }
     fixed = record.get("fixed_params") or {}  # sweeps of earlier versions lack the key
-    space = fix_params(load_space(str(files[0])), fixed)
-    return SweepTask(config, [*kept, *new], locations, record["choices"], space, origin, fixed, steered, last)
+    spaces = [fix_params(load_space(str(files[0])), fixed)]
+    for number, each in enumerate(list_later_spaces(read_events(folder / EVENTS_FILE)), start=2):
+        spaces.append(_load_later_space(each, _make_space_path(folder, number, each), fixed))
+    task = SweepTask(config, [*kept, *new], locations, record["choices"], spaces[-1], origin, fixed, steered, last)
+    return replace(task, earlier_spaces=spaces[:-1])
+
+
+def list_later_spaces(events: Iterable[Event]) -> list[SpaceRecord]:
+    """List the search spaces to which the user has changed, in order."""
+    return [event.space for event in events if isinstance(event, SweepSteered) and event.space is not None]
+
+
+def write_later_spaces(events: Iterable[Event], folder: Path) -> None:
+    """Write the search spaces to which the user has changed into the folder of the sweep, for whoever reads it.
+
+    The events contain them, so that nothing depends on these files.
+    """
+    for number, record in enumerate(list_later_spaces(events), start=2):
+        file = _make_space_path(folder, number, record)
+        if not file.is_file() or file.read_bytes() != record.text.encode():
+            file.parent.mkdir(exist_ok=True)
+            with write_atomically(file) as part:
+                part.write_bytes(record.text.encode())
+
+
+def _make_space_path(folder: Path, number: int, record: SpaceRecord) -> Path:
+    return folder / f"{SPACE_FOLDER}_{number}" / record.name
+
+
+def _load_later_space(record: SpaceRecord, file: Path, fixed: Mapping[str, Any]) -> Space:
+    space = parse_space(record.text, file)
+    keys = list_keys(space) if fixed else []
+    return fix_params(space, {key: value for key, value in fixed.items() if key in keys})
 
 
 def _read_steered_limits(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

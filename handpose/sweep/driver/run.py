@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +35,7 @@ from handpose.sweep.controller.slots import (
     format_memory,
     recount_slots,
 )
+from handpose.sweep.controller.steering import SteeringChecks
 from handpose.sweep.controller.stopping_rule import make_stopping_rule
 from handpose.sweep.driver.intervention_inbox import InterventionInbox
 from handpose.sweep.driver.recorder import Recorder, TrialLog
@@ -49,7 +50,7 @@ from handpose.sweep.execution.tune_bridge import (
     run_tuner,
 )
 from handpose.sweep.execution.worker_start import StartWatch
-from handpose.sweep.record.events import EVENTS_FILE, EventLog, read_events
+from handpose.sweep.record.events import EVENTS_FILE, EventLog, SpaceRecord, read_events
 from handpose.sweep.record.interventions import InterventionFiles
 from handpose.sweep.record.provenance import PROCESS_MB
 from handpose.sweep.record.settings import LOCK, STOP_WHEN_KEY, RaySettings, SweepSettings, format_resume_command
@@ -74,7 +75,7 @@ class SweepRun:
     Attributes:
         sweep: the settings of the sweep.
         cluster: which Ray cluster to use.
-        space: the search space.
+        space: the search space with which the sweep began.
         searcher: creates the searcher; it lacks only what the sweep adds, such as the space and the metric.
         make_scheduler: creates a new scheduler.
         trial_function: the function that trains a segment in a worker.
@@ -88,7 +89,9 @@ class SweepRun:
         needs_report: whether the sweep goes on with a spent budget until a trial has reported.
         num_points: how many trials the searcher can propose; None: any number, or it is not known yet.
         notifier: sends messages about the trials; None: nothing is sent.
-        check_epochs: raises UserError if a complete trial cannot have so many epochs, to which the user raises them.
+        checks: checks of the user's commands that need the configuration.
+        load_space: makes a search space to which the user changes; None: a sweep that searches none.
+        later_space: the newest search space, if the user has changed it already; None: it is still `space`.
         process_mb: main memory of a worker in MB, as far as it is known before the preflight. A resumed sweep uses the
             value that its own preflight measured.
     """
@@ -108,7 +111,9 @@ class SweepRun:
     needs_report: bool = False
     num_points: int | None = None
     notifier: Notifier | None = None
-    check_epochs: Callable[[int], None] = lambda max_epochs: None
+    checks: SteeringChecks | None = None
+    load_space: Callable[[SpaceRecord], Space] | None = None
+    later_space: Space | None = None
     process_mb: float = MIN_PROCESS_MB
 
     @cached_property
@@ -119,7 +124,14 @@ class SweepRun:
     def make_history(self) -> History:
         """Make the history of a sweep in which nothing has happened yet."""
         table = make_empty_table(self.sweep)
-        return History(self.sweep, scheduler=self.make_scheduler(), table=table, files=self.files, command=self.command)
+        return History(
+            self.sweep,
+            scheduler=self.make_scheduler(),
+            table=table,
+            files=self.files,
+            command=self.command,
+            load_space=self.load_space,
+        )
 
     def make_searcher(self, folder: Path, **changes: Any) -> Searcher:
         """Make the searcher, with its study in a folder."""
@@ -187,19 +199,27 @@ def _prepare(run: SweepRun, stack: contextlib.ExitStack) -> Slots:
 
 def _search(run: SweepRun, slots: Slots) -> TrialTable:
     """Run the trials that are left, and return the table of all trials."""
-    sweep, space = run.sweep, run.space
+    sweep, space = run.sweep, run.later_space or run.space
     with (
         contextlib.closing(run.make_searcher(sweep.path / "study", resume=run.description is None)) as searcher,
         contextlib.closing(EventLog(sweep.path / EVENTS_FILE)) as log,
     ):
         print(*map(format_warm_start, searcher.warm_start), sep="\n", end="\n" * bool(searcher.warm_start), flush=True)
+        make_rule = partial(make_stopping_rule, space=space)
+        state = SweepController(
+            sweep,
+            log=log,
+            history=run.make_history(),
+            searcher=searcher,
+            make_stopping_rule=make_rule,
+            checks=run.checks,
+        )
         if searcher.num_points is not None and searcher.num_points < sweep.num_trials:
             print(
                 f"search_space={space.name} has {searcher.num_points} configurations, so fewer trials are run than "
                 f"sweep.num_trials={sweep.num_trials}: none is trained twice",
                 flush=True,
             )
-        make_rule = cache(partial(make_stopping_rule, space=space))
         num_trials = min(sweep.num_trials, searcher.num_points or sweep.num_trials)
         if sweep.stop_when is not None and (min_trials := make_rule(sweep).min_trials) > num_trials:
             print(
@@ -207,14 +227,6 @@ def _search(run: SweepRun, slots: Slots) -> TrialTable:
                 f"{min_trials}, ten for each searched parameter of search_space={space.name}",
                 flush=True,
             )
-        state = SweepController(
-            sweep,
-            log=log,
-            history=run.make_history(),
-            searcher=searcher,
-            make_stopping_rule=make_rule,
-            check_epochs=run.check_epochs,
-        )
         if sweep.gpus_per_trial == "auto" and state.past_events:  # an earlier run has measured it
             slots = count_slots(
                 sweep, list_live_resources(), gpus=state.history.gpus, process_mb=read_process_mb(sweep.path)
@@ -311,7 +323,9 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
     table, retention = state.history.table, state.history.retention
     table.num_slots = slots.num_slots
     table.checkpoint_budget_bytes = retention.budget_bytes
-    title = f"sweep {sweep.name}  ·  {run.space.name}" + ("  ·  resumed" if state.past_events else "")
+    title = f"sweep {sweep.name}  ·  {(run.later_space or run.space).name}" + (
+        "  ·  resumed" if state.past_events else ""
+    )
     view = make_sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
     _raise_open_file_limit()
     with _add_resume_command(sweep), contextlib.closing(view), handle_interrupts(sweep, must_end) as is_interrupted:

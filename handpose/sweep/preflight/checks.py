@@ -82,7 +82,14 @@ class SearchParts(NamedTuple):
     num_points: int | None
 
 
-def check_search(config: DictConfig, sweep: SweepSettings, space: Space, overrides: Sequence[str]) -> SearchParts:
+def check_search(
+    config: DictConfig,
+    sweep: SweepSettings,
+    space: Space,
+    overrides: Sequence[str],
+    *,
+    first_space: Space | None = None,
+) -> SearchParts:
     """Check the search space, scheduler and searcher of a sweep together.
 
     This needs neither the data nor the machines of the sweep. So the launchers do it before they submit a job.
@@ -92,6 +99,8 @@ def check_search(config: DictConfig, sweep: SweepSettings, space: Space, overrid
         sweep: the settings in it.
         space: the search space.
         overrides: the user's overrides for tune.py.
+        first_space: the search space with which the sweep began, if the user has changed it: the scheduler is made with
+            it, and the events then tell the scheduler of the change.
 
     Raises:
         UserError: they contain a mistake, or do not fit together.
@@ -99,9 +108,10 @@ def check_search(config: DictConfig, sweep: SweepSettings, space: Space, overrid
     overrides = add_checkpoint_metric(select_training_overrides(overrides), config, sweep.target)
     check_space(space, overrides, num_workers=sweep.workers_per_trial)
     check_scientific_key(config.report.scientific, space)
-    make_scheduler = bind_scheduler(instantiate(config.scheduler), sweep, space)
+    make_scheduler = bind_scheduler(instantiate(config.scheduler), sweep, first_space or space)
     searcher = instantiate(config.searcher)
     num_points = count_points(searcher, space, repeats=make_scheduler().perturbs_params)
+    num_points = num_points if first_space is None else None  # trials of earlier spaces count, too
     validation_interval = config.trainer.check_val_every_n_epoch
     check_validation_epochs(sweep, make_scheduler(), validation_interval=validation_interval)
     return SearchParts(overrides, make_scheduler, searcher, num_points)

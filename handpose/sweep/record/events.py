@@ -33,7 +33,8 @@ a finite search space has been tried. Format 4 has other names for the kinds of 
 (handpose/formats.py). Format 5 records the reasons of decisions and the origins of proposals. Format 6 has two more
 reasons: what a trial is worth (scheduler=freeze_thaw), and that further trials are expected to gain little
 (`sweep.stop_when`). It also has the interventions of the user in a running sweep: `trial_steered`, `sweep_steered`, and
-`added_by` of a suggested trial. In format 7 the user can raise `sweep.max_epochs`.
+`added_by` of a suggested trial. In format 7 the user can raise `sweep.max_epochs` and change
+the search space.
 """
 
 FORMAT_WITH_REASONS = 5
@@ -68,12 +69,13 @@ TrialAction = Literal["stop", "retry", "keep"]
 - keep: the scheduler neither stops nor pauses it any more. A paused or stopped trial waits to be resumed.
 """
 
-SweepAction = Literal["add", "trials", "epochs", "slots", "pause", "resume", "budget"]
+SweepAction = Literal["add", "trials", "epochs", "space", "slots", "pause", "resume", "budget"]
 """What a user does with a running sweep.
 
 - add: the next trial has the given parameters.
 - epochs: a complete trial has more epochs from now on. Running segments, which train to fewer, end when they report a
   checkpoint, or at their last epoch.
+- space: trials are proposed from another search space from now on.
 - trials, slots, budget: limits change.
 - pause: no segment starts, and a running one ends when it reports a checkpoint.
 - resume: the end of a pause.
@@ -324,6 +326,19 @@ class TrialSteered:
 
 
 @dataclass(frozen=True)
+class SpaceRecord:
+    """A search space to which the user has changed.
+
+    Attributes:
+        name: name of its file, without a folder.
+        text: the text of the file.
+    """
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class SweepSteered:
     """The user intervened in the sweep, and this is its effect.
 
@@ -337,6 +352,7 @@ class SweepSteered:
             completed. The other complete trials end as `stopped`.
         decisions: with `epochs`, what the scheduler decides about each of these trials.
         epochs_before: with `epochs`, the number of epochs of a complete trial before.
+        space: with `space`, the search space from which trials are proposed from now on.
     """
 
     at: float
@@ -347,6 +363,7 @@ class SweepSteered:
     trials: list[int] = field(default_factory=list, metadata=_SINCE_MORE_EPOCHS)
     decisions: list[Literal["continue", "pause", "stop"]] = field(default_factory=list, metadata=_SINCE_MORE_EPOCHS)
     epochs_before: int = field(default=0, metadata=_SINCE_MORE_EPOCHS)
+    space: SpaceRecord | None = field(default=None, metadata=_SINCE_MORE_EPOCHS)
 
 
 Event: TypeAlias = (
@@ -384,7 +401,7 @@ _KIND_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 _HINTS = {
     kind: typing.get_type_hints(kind, localns={"Params": dict[str, Any]})
-    for kind in (CheckpointRecord, Reason, *_KINDS.values())
+    for kind in (CheckpointRecord, SpaceRecord, Reason, *_KINDS.values())
 }
 _NESTED_RECORDS = {
     kind: {name: record for name, hint in hints.items() for record in typing.get_args(hint) if record in _HINTS}
@@ -447,6 +464,11 @@ class SegmentInterruptions:
     def _end(self, trial: int) -> None:
         self._running.discard(trial)
         self._outdated.pop(trial, None)
+
+
+def is_space_name(name: str) -> bool:
+    """Return whether a text is the name of a file that can hold a search space."""
+    return Path(name).name == name and Path(name).suffix in (".yaml", ".yml", ".py") and "\0" not in name
 
 
 def get_kind(event: Event) -> str:
@@ -675,6 +697,8 @@ def _build_record(kind: type[Any], values: dict[str, Any], name: str, version: i
             raise _LineError(f"is damaged: {key!r} of {name!r} cannot be {value!r}; {_RESTORE_HINT}")
     if kind is CheckpointRecord and not stays_inside(values["file"]):
         raise _LineError(f"is damaged: 'file' of {name!r} cannot be {values['file']!r}; {_RESTORE_HINT}")
+    if kind is SpaceRecord and not is_space_name(values["name"]):
+        raise _LineError(f"is damaged: 'name' of {name!r} cannot be {values['name']!r}; {_RESTORE_HINT}")
     if not math.isfinite(values.get("at", 0.0)):
         raise _LineError(f"is damaged: 'at' of {name!r} cannot be {values['at']!r}; {_RESTORE_HINT}")
     return kind(**values)

@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from handpose.errors import UserError
 from handpose.files import expand_home, write_atomically
-from handpose.sweep.record.events import SweepAction, TrialAction
+from handpose.sweep.record.events import SpaceRecord, SweepAction, TrialAction, is_space_name
 from handpose.urls import is_url
 
 CONTROL_FOLDER = "control"
@@ -59,6 +59,7 @@ class Intervention:
         trial: number of the trial; None for an action on the sweep.
         limits: name in the configuration group `sweep` -> its new value; None: no limit.
         params: with `add`, configuration key -> value.
+        space: with `space`, the search space.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Intervention:
     trial: int | None = None
     limits: Mapping[str, float | None] = field(default_factory=dict)
     params: Mapping[str, Any] | None = None
+    space: SpaceRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def make_intervention(
     trial: int | None = None,
     limits: Mapping[str, float | None] | None = None,
     params: Mapping[str, Any] | None = None,
+    space: SpaceRecord | None = None,
 ) -> Intervention:
     """Make an intervention with a new id.
 
@@ -96,12 +99,14 @@ def make_intervention(
         trial: number of the trial.
         limits: name in the configuration group `sweep` -> its new value.
         params: with `add`, configuration key -> value.
+        space: with `space`, the search space.
 
     Raises:
         UserError: a value is not possible.
     """
     now_s = time.time()
-    made = Intervention(f"{int(1000 * now_s):014d}-{secrets.token_hex(4)}", now_s, action, trial, limits or {}, params)
+    name = f"{int(1000 * now_s):014d}-{secrets.token_hex(4)}"
+    made = Intervention(name, now_s, action, trial, limits or {}, params, space)
     _check_values(made)
     return made
 
@@ -112,6 +117,8 @@ def describe_intervention(given: Intervention) -> str:
         return f"{given.action} {given.trial}"
     if given.params is not None:
         return f"{given.action} '{' '.join(f'{key}={value}' for key, value in given.params.items())}'"
+    if given.space is not None:
+        return f"{given.action} {given.space.name}"
     if given.action == "budget":
         values = (f"{name}={'null' if value is None else value}" for name, value in given.limits.items())
         return f"{given.action} {' '.join(values)}"
@@ -347,10 +354,10 @@ def _parse_intervention(content: bytes, name: str) -> Intervention:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"the file does not hold JSON ({type(error).__name__})") from error
-    allowed = {"id", "given_at", "action", "trial", "limits", "params"}
+    allowed = {"id", "given_at", "action", "trial", "limits", "params", "space"}
     if not isinstance(values, dict) or not {"id", "given_at", "action"} <= values.keys() <= allowed:
         raise UserError(
-            "the file is not a command: it needs id, given_at and action, and may have trial, limits, params"
+            "the file is not a command: it needs id, given_at and action, and may have trial, limits, params, space"
         )
     if values["id"] != name:
         raise UserError(f"the file has the id {values['id']!r}, which is not that of its name")
@@ -361,9 +368,18 @@ def _parse_intervention(content: bytes, name: str) -> Intervention:
     for key in ("limits", "params"):
         if key in values and not isinstance(values[key], dict):
             raise UserError(f"{key}={values[key]!r} is not a mapping")
+    if "space" in values:
+        values["space"] = _parse_space_record(values["space"])
     given = Intervention(**values)
     _check_values(given)
     return given
+
+
+def _parse_space_record(value: Any) -> SpaceRecord:
+    is_whole = isinstance(value, dict) and value.keys() == {"name", "text"}
+    if not is_whole or not all(isinstance(each, str) for each in value.values()) or not is_space_name(value["name"]):
+        raise UserError("space: give the name of a file (.yaml, .yml or .py) and its text")
+    return SpaceRecord(**value)
 
 
 def _check_values(given: Intervention) -> None:
@@ -379,6 +395,8 @@ def _check_values(given: Intervention) -> None:
         raise UserError(f"{action}: {given.trial!r} is not the number of a trial")
     if (action == "add") != (given.params is not None):
         raise UserError("add: give a configuration" if action == "add" else f"{action}: give no configuration")
+    if (action == "space") != (given.space is not None):
+        raise UserError("space: give a search space" if action == "space" else f"{action}: give no search space")
     if action == "add":
         _check_params(given.params or {})
     elif action == "budget":

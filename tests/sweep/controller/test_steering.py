@@ -14,6 +14,7 @@ from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.audit.events import Expectations, replay_events
 from handpose.sweep.controller.controller import SegmentFailure
 from handpose.sweep.controller.history import make_empty_table, rebuild_history
+from handpose.sweep.controller.steering import SteeringChecks
 from handpose.sweep.driver.intervention_inbox import InterventionInbox
 from handpose.sweep.record.events import (
     EpochReported,
@@ -562,7 +563,7 @@ def test_a_number_of_epochs_that_cannot_be_validated_is_refused_before_anything_
         raise UserError(f"{max_epochs} is odd")
 
     sweep = make_sweep("promote")
-    sweep.controller._check_epochs = check
+    sweep.controller._checks = SteeringChecks(epochs=check)
     assert sweep.steer("epochs", limits={"max_epochs": 21}).sentence == "21 is odd"
     assert sweep.controller.history.rungs == (1, 3)
 
