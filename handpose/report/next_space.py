@@ -43,11 +43,14 @@ def suggest_next_space(record: SweepRecord, shown: Sequence[ShownEffect] | None 
         shown: the result of `find_shown_effects`, if it has been computed already.
 
     Returns:
-        The text of a search space file. None if nothing should change, if there is no winner yet, or if a branch other
-        than the winner's is not shown to be worse.
+        The text of a search space file. None if nothing should change, if there is no winner yet, if the user has
+        changed the search space since the winner was proposed, or if a branch other than the winner's is not shown to
+        be worse.
     """
     winner = record.find_winner()
     if winner is None or not record.parameters:
+        return None
+    if record.space_changes and winner.number < record.space_changes[-1].first_trial:
         return None
     shown = find_shown_effects(record) if shown is None else shown
     wider = {crowd.parameter.key: crowd for crowd in find_crowded_edges(record, shown)}

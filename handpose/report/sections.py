@@ -129,6 +129,11 @@ def format_status(record: SweepRecord) -> str:
     return (
         f"{len(record.trials)} of {record.num_trials} trials ({states or 'none yet'}), at most {record.max_epochs} "
         f"epochs each, in {format_duration(record.seconds)} on {record.num_slots} slots; {how}."
+        + "".join(
+            f" After {format_duration(change.at_s)} the user changed the search space: trials from number "
+            f"{change.first_trial} on were proposed from {change.name}."
+            for change in record.space_changes
+        )
     )
 
 
@@ -469,6 +474,11 @@ def _add_origin(page: HtmlPage, record: SweepRecord) -> None:
     ]
     space += [[key, format_value(value), _format_default(record, key)] for key, value in record.fixed.items()]
     page.add_markup(BLOCKS.table(["searched", "over", "default"], space))
+    if record.space_changes:
+        page.add_text(
+            f"The ranges are those of {record.space_changes[-1].name}. A parameter that only earlier spaces searched "
+            "has the range of all its values. The plots and the tests use the values of all trials."
+        )
     text = yaml.safe_dump(dict(record.configuration), sort_keys=False, allow_unicode=True)
     page.add_markup(BLOCKS.folded("The whole configuration", BLOCKS.preformatted(text)))
 

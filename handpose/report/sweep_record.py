@@ -343,6 +343,20 @@ class SecondObjective(NamedTuple):
     front: Sequence[int]
 
 
+class SpaceChange(NamedTuple):
+    """A change of the search space by the user, while the sweep ran.
+
+    Attributes:
+        name: name of the file of the new space.
+        at_s: when it was changed, in the sweep's own seconds.
+        first_trial: the number of the first trial that was proposed from it, or that would be.
+    """
+
+    name: str
+    at_s: float
+    first_trial: int
+
+
 @dataclass(frozen=True)
 class SweepRecord:
     """A sweep, which may still be running.
@@ -375,6 +389,7 @@ class SweepRecord:
         configuration: the composed configuration.
         best: the content of best.yaml.
         expected_gain: what doubling the number of trials was expected to gain, if the sweep ended for that.
+        space_changes: the changes of the search space by the user, in order.
     """
 
     name: str
@@ -403,6 +418,7 @@ class SweepRecord:
     configuration: Values = field(default_factory=dict)
     best: Values = field(default_factory=dict)
     expected_gain: float | None = None
+    space_changes: Sequence[SpaceChange] = ()
 
     @cached_property
     def used(self) -> Utilisation | None:

@@ -31,8 +31,8 @@ class SegmentStart(NamedTuple):
 class Scheduler(Protocol):
     """Protocol of a scheduler. Trials are numbered in the order of their start; numbers may be missing.
 
-    A scheduler may also have `on_space(space)`, which handles that the user has changed the search space, from which new
-    trials come. Without this method, a scheduler whose constructor asks for `space` cannot go on then.
+    A scheduler may also have `on_space(space)`: the user has changed the search space, from which new trials come. A
+    scheduler whose constructor asks for `space`, but which lacks this method, cannot go on then.
 
     Attributes:
         rungs: the epochs at which trials are compared, ascending. Empty if there are no fixed ones.

@@ -26,6 +26,7 @@ from handpose.report.sweep_record import (
     RetrainedWinner,
     SecondObjective,
     SegmentRecord,
+    SpaceChange,
     StoryLine,
     SweepRecord,
     TrialRecord,
@@ -92,7 +93,9 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         for number, trial in sorted(history.trials.items())
     ]
     fixed_params = kept.get("fixed_params") or {}
-    parameters, distributions, fixed = read_searched_space(folder, config, trials, fixed_params=fixed_params)
+    parameters, distributions, fixed = read_searched_space(
+        folder, config, trials, fixed_params=fixed_params, later=history.spaces
+    )
     constraints = (config.get("searcher") or {}).get("constraints") or {}
     rungs = None if course.has_steered_trials else _find_rungs(config, settings)  # a user selects from all trials
     record = SweepRecord(
@@ -121,8 +124,20 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         configuration=config,
         best=read_yaml(folder / "best.yaml"),
         expected_gain=table.expected_gain,
+        space_changes=_list_space_changes(history, course.steered_at),
     )
     return replace(record, importance=_compute_sweep_importance(record, distributions)) if with_importance else record
+
+
+def _list_space_changes(history: History, steered_at: Sequence[float]) -> list[SpaceChange]:
+    """List the changes of the search space, with the times at which the user made them."""
+    numbers = list(history.trials)
+    numbers.append(numbers[-1] + 1 if numbers else 0)
+    counts = [change.num_trials for change in history.search_changes if change.space is not None]
+    return [
+        SpaceChange(space.name, at, numbers[count])
+        for space, at, count in zip(history.spaces, steered_at, counts, strict=True)
+    ]
 
 
 def _find_rungs(config: Mapping[str, Any], settings: SweepSettings) -> tuple[int, ...] | None:
@@ -146,6 +161,7 @@ class _Timeline:
         segments: trial -> its segments that are over.
         failures: all failures.
         perturbed: trials that the scheduler gave other parameters.
+        steered_at: when the user changed the search space.
         has_steered_trials: whether the user has stopped, retried or kept a trial, or has raised the number of epochs
             when some complete trials had no checkpoint to go on from.
     """
@@ -158,6 +174,7 @@ class _Timeline:
     failures: list[FailureRecord] = field(default_factory=list)
     _running: dict[int, tuple[float, int]] = field(default_factory=dict)  # trial -> (start time, epoch)
     perturbed: set[int] = field(default_factory=set)
+    steered_at: list[float] = field(default_factory=list)
     has_steered_trials: bool = False
     _complete: set[int] = field(default_factory=set)
     _interruptions: SegmentInterruptions = field(default_factory=SegmentInterruptions)
@@ -176,6 +193,8 @@ class _Timeline:
             case SweepSteered(action="epochs"):
                 self.has_steered_trials |= self._complete != set(event.trials)
                 self._complete.clear()
+            case SweepSteered(action="space"):
+                self.steered_at.append(event.at)
             case SegmentStarted():
                 self._running[event.trial] = (event.at, event.epoch)
                 self.max_running = max(self.max_running, len(self._running))

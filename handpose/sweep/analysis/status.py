@@ -19,7 +19,7 @@ from handpose.report.trial_table import TrialRow
 from handpose.report.utilisation import Utilisation, combine, judge
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.controller.history import History, make_empty_table
-from handpose.sweep.record.events import EVENTS_FILE, Event, SweepClosed, SweepOpened, read_events
+from handpose.sweep.record.events import EVENTS_FILE, Event, SweepClosed, SweepOpened, SweepSteered, read_events
 from handpose.sweep.record.settings import STOP_WHEN_KEY, SweepSettings, format_resume_command, restore_settings
 from handpose.sweep.record.utilisation_file import UTILISATION_FILE, read_utilisation
 from handpose.sweep.storage.stored_sweep import open_sweep_for_reading
@@ -54,14 +54,15 @@ def render_status(folder: Path, *, width: int, place: str | None = None) -> Rend
     """
     record, go_on = _read_config(folder), format_resume_command(place or folder)
     sweep = restore_settings(record["sweep"], folder)
-    space = Path(str(record["search_space"])).stem
+    events = read_events(folder / EVENTS_FILE)
+    spaces = [event.space.name for event in events if isinstance(event, SweepSteered) and event.space is not None]
+    space = Path([str(record["search_space"]), *spaces][-1]).stem
     shown = _render_sweep(sweep, f"sweep {sweep.name}  ·  {space}", width=width, go_on=go_on)
     confirming = folder / "confirm"
     if (confirming / EVENTS_FILE).is_file():
         of_the_sweep = {"second_objective": None, "time_budget_s": None, "gpu_hours": None, "stop_when": None}
         again = restore_settings(record["sweep"] | of_the_sweep, confirming)
         shown += [Text(), *_render_sweep(again, f"confirmation of {sweep.name}", width=width, go_on=go_on)]
-    events = read_events(folder / EVENTS_FILE)
     runs_again = bool(events) and not isinstance(
         events[-1], SweepClosed
     )  # results after an earlier end are out of date

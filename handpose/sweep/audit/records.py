@@ -540,7 +540,8 @@ def _audit_journal(
         seen.add(act)
         if kind == "state":
             last_state[trial] = what
-    if replayed.num_processes == 1 and replayed.is_closed and not replayed.findings:
+    is_copied = bool(replayed.history.search_changes)  # the sweep has gone on with a copy of its study
+    if replayed.num_processes == 1 and replayed.is_closed and not (replayed.findings or is_copied):
         created = [number for number, act in done if act[0] == "created"][num_before:]
         acts = [(number, act) for number, act in done if number in created or act[1] >= num_before]
         yield from _audit_act_order(acts, list(_list_expected_acts(replayed, limits)), label)
