@@ -4,10 +4,12 @@ import hashlib
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 from handpose.errors import UserError
 from handpose.report.trial_table import TrialTable, make_second_objectives
 from handpose.search.searcher import Searcher
+from handpose.search.space import parse_space
 from handpose.sweep.controller.controller import SweepController
 from handpose.sweep.controller.history import History
 from handpose.sweep.record.events import CostsMeasured, EpochReported, EventLog, TrialEnded, TrialSuggested, read_events
@@ -21,9 +23,11 @@ class FakeSearcher(Searcher):
 
     def __init__(self):
         self.told = {}
+        self.space = ""
+        self.started = 0
 
     def suggest(self, number):
-        generator = random.Random(number)
+        generator = random.Random(f"{number} {self.space}" if self.space else number)
         return {"optimizer.lr": 10 ** generator.uniform(-4, -1), "model.decoder.depth": generator.randrange(1, 6)}
 
     def check_point(self, params):
@@ -33,8 +37,21 @@ class FakeSearcher(Searcher):
     def suggest_point(self, number, params):
         return {**self.suggest(number), **params}
 
+    def check_space(self, space, trials):
+        if space.name == "odd":
+            raise UserError("this space is odd")
+        return None if space.name != "few" else len(trials) + 2
+
+    def on_space(self, space, trials):
+        assert [trial.number for trial in trials] == list(range(len(trials)))
+        self.space, self.started = space.name, len(trials)
+
     def on_trial_update(self, trial):
         self.told[trial.number] = "waits" if trial.state in ("waiting", "paused") else trial.state
+
+
+def load_space_record(record):
+    return parse_space(record.text, Path(record.name))
 
 
 class FakeClock:
@@ -88,7 +105,9 @@ class SimulatedSweep:
         self.proposer = FakeSearcher()
         table.objectives = make_second_objectives(self.settings.second_objective)
         files = open_checkpoint_files(self.mirror, self.settings.path)
-        history = History(self.settings, scheduler=self.make_scheduler(), table=table, files=files)
+        history = History(
+            self.settings, scheduler=self.make_scheduler(), table=table, files=files, load_space=load_space_record
+        )
         self.controller = SweepController(
             self.settings, log=self.log, history=history, searcher=self.proposer, clock=self.clock
         )

@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from handpose.report.sections import format_status
+from handpose.search.points import place_configuration
+from handpose.search.space import parse_space
 from handpose.search.study import open_storage_for_reading
 from handpose.sweep.analysis.read_sweep import read_sweep
 from handpose.sweep.analysis.report import render_report
@@ -175,7 +177,12 @@ def test_choices_ranges_and_code_may_follow_each_other(tmp_path, spaces):
     suggested = list_suggested(folder)
     keys = [tuple(params) for params in suggested]
     assert [len(set(keys[place : place + 20])) for place in (0, 20, 40)] == [1, 1, 1]
-    assert keys[20] != keys[0]
+    for params, record in zip(suggested[20:], [spaces[0]] * 20 + [spaces[1]] * 20, strict=True):
+        if record is not CODE:
+            space = parse_space(record.text, Path(record.name))
+            assert place_configuration(space, params, {}) is not None
+        else:
+            assert 10**-3.5 <= params["optimizer.lr"] <= 10**-2.5
     record = read_sweep(folder)
     assert record.importance
     for parameter in record.parameters:

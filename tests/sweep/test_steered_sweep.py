@@ -5,6 +5,7 @@ import random
 import pytest
 
 from handpose.sweep.audit.audit import audit
+from handpose.sweep.record.events import SpaceRecord
 from tests.sweep.whole_sweep import WholeSweep
 
 KINDS = {
@@ -20,15 +21,46 @@ KINDS = {
 }
 
 
+SPACES = [
+    SpaceRecord("narrow.yaml", "optimizer.lr: tag(log, interval(1e-3, 5e-3))\nheatmap.sigma: interval(0.03, 0.08)\n"),
+    SpaceRecord("choice.yaml", "optimizer.lr: choice(0.002, 0.004, 0.006)\n"),
+    SpaceRecord("other.yaml", "optimizer.lr: tag(log, interval(1e-4, 1e-2))\nmodel.decoder.depth: range(2, 5)\n"),
+    SpaceRecord(
+        "code.py",
+        "def space(trial):\n"
+        "    params = {'optimizer.lr': trial.suggest_float('optimizer.lr', 1e-3, 1e-2)}\n"
+        "    if params['optimizer.lr'] < 5e-3:\n"
+        "        params['heatmap.sigma'] = trial.suggest_float('sigma', 0.03, 0.05)\n"
+        "    return params\n",
+    ),
+]
+
+
 def draw_command(rng):
     """A command and its values, which may be refused."""
     action = rng.choice(
-        ["stop", "retry", "keep", "keep", "add", "trials", "epochs", "epochs", "slots", "pause", "budget"]
+        [
+            "stop",
+            "retry",
+            "keep",
+            "keep",
+            "add",
+            "trials",
+            "epochs",
+            "epochs",
+            "space",
+            "space",
+            "slots",
+            "pause",
+            "budget",
+        ]
     )
     if action in ("stop", "retry", "keep"):
         return action, {"trial": rng.randrange(6)}
     if action == "add":
         return action, {"params": {"optimizer.lr": rng.choice([0.002, 0.004, 0.006])}}
+    if action == "space":
+        return action, {"space": rng.choice(SPACES)}
     limits = {
         "trials": {"num_trials": rng.randint(4, 9)},
         "epochs": {"max_epochs": rng.choice([6, 9])},

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from handpose.errors import UserError
 from handpose.schedulers.scheduler import Fifo
+from handpose.search.searcher import Searcher
 from handpose.sweep.audit.events import Expectations, replay_events
 from handpose.sweep.controller.controller import SegmentFailure
 from handpose.sweep.controller.history import make_empty_table, rebuild_history
@@ -19,6 +20,7 @@ from handpose.sweep.driver.intervention_inbox import InterventionInbox
 from handpose.sweep.record.events import (
     EpochReported,
     SegmentStarted,
+    SpaceRecord,
     SweepSteered,
     TrialSteered,
     TrialSuggested,
@@ -26,7 +28,7 @@ from handpose.sweep.record.events import (
 )
 from handpose.sweep.record.interventions import InterventionFiles, make_intervention
 from tests.sweep.controller.test_controller import SPACE, compute_falling_loss, make_schedulers
-from tests.sweep.simulation import FakeClock, SimulatedSweep
+from tests.sweep.simulation import FakeClock, FakeSearcher, SimulatedSweep, load_space_record
 from tests.sweep.sweeps import make_settings
 
 ONE_SCHEDULER_EACH = ["fifo", "stop", "promote", "median", "population", "freeze-thaw"]
@@ -121,7 +123,8 @@ class SteeredSweep(SimulatedSweep):
     def audit(self):
         """The findings of the audit about the events."""
         expected = Expectations(None, None, 0, {}, lambda number: None, 1)
-        return [each.text for each in replay_events(self.settings, expected, scheduler=self.make_scheduler()).findings]
+        replayed = replay_events(self.settings, expected, scheduler=self.make_scheduler(), load_space=load_space_record)
+        return [each.text for each in replayed.findings]
 
 
 def collect_limits(events):
@@ -169,7 +172,8 @@ def describe_state(sweep):
         )
         for number, trial in history.trials.items()
     }
-    return trials, history.num_trials, history.added, history.interventions, history.settings
+    searched = sweep.proposer.space, sweep.proposer.started, history.search_changes
+    return trials, history.num_trials, history.added, history.interventions, history.settings, searched
 
 
 # --- any commands, kills and resumptions ------------------------------------------------------------------------------
@@ -180,6 +184,7 @@ COMMANDS = st.one_of(
     st.tuples(st.just("add"), st.sampled_from([1e-4, 1e-3, 2e-3])),
     st.tuples(st.just("trials"), st.integers(1, 12)),
     st.tuples(st.just("epochs"), st.sampled_from([8, 12, 20])),
+    st.tuples(st.just("space"), st.sampled_from(["near", "far", "few", "odd"])),
     st.tuples(st.just("slots"), st.integers(1, 4)),
     st.tuples(st.sampled_from(["pause", "resume"]), st.none()),
     st.tuples(st.just("budget"), st.sampled_from([None, 1e6])),
@@ -194,6 +199,12 @@ STEPS = st.one_of(
 )
 
 
+def make_space_record(name):
+    """A search space to which the user changes."""
+    high = {"near": "1e-2", "far": "1e-1"}.get(name, "2e-2")
+    return SpaceRecord(f"{name}.yaml", f"optimizer.lr: tag(log, interval(1e-4, {high}))\n")
+
+
 def make_command(action, value):
     if action in ("stop", "retry", "keep"):
         return make_intervention(action, trial=value)
@@ -201,6 +212,8 @@ def make_command(action, value):
         return make_intervention(action, params={"optimizer.lr": value})
     if action == "budget":
         return make_intervention(action, limits={"time_budget_s": value})
+    if action == "space":
+        return make_intervention(action, space=make_space_record(value))
     names = {"trials": "num_trials", "epochs": "max_epochs", "slots": "max_concurrent"}
     limits = {names[action]: value} if action in names else {}
     return make_intervention(action, limits=limits)
@@ -566,6 +579,99 @@ def test_a_number_of_epochs_that_cannot_be_validated_is_refused_before_anything_
     sweep.controller._checks = SteeringChecks(epochs=check)
     assert sweep.steer("epochs", limits={"max_epochs": 21}).sentence == "21 is odd"
     assert sweep.controller.history.rungs == (1, 3)
+
+
+# --- another search space ---------------------------------------------------------------------------------------------
+
+
+def list_suggested(sweep):
+    return {event.trial: event.params for event in sweep.events if isinstance(event, TrialSuggested)}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ONE_SCHEDULER_EACH if kind != "population"])
+def test_trials_are_proposed_from_another_space(make_sweep, kind):
+    sweep, plain = make_sweep(kind), make_sweep(kind)
+    sweep.advance(2)
+    num_before = len(sweep.controller.history.trials)
+    answer = sweep.steer("space", space=make_space_record("far"))
+    assert answer.is_accepted
+    assert answer.sentence == (
+        "trials are proposed from far.yaml from now on; the sweep has 8 trials, of which "
+        f"{num_before} have been started"
+    )
+    sweep.finish()
+    plain.finish()
+    suggested, without = list_suggested(sweep), list_suggested(plain)
+    assert [number for number in suggested if suggested[number] != without[number]] == list(range(num_before, 8))
+    assert [sweep.controller.history.count_spaces(number) for number in range(8)] == [0] * num_before + [1] * (
+        8 - num_before
+    )
+    assert sweep.audit() == []
+
+
+def test_a_resumed_sweep_tells_its_searcher_of_epochs_and_spaces_in_their_order(make_sweep, monkeypatch):
+    sweep = make_sweep("promote")
+    told = []
+    monkeypatch.setattr(FakeSearcher, "on_max_epochs", lambda self, max_epochs: told.append(max_epochs))
+    on_space = FakeSearcher.on_space
+    monkeypatch.setattr(
+        FakeSearcher, "on_space", lambda self, *values: (told.append(values[0].name), on_space(self, *values))
+    )
+    for action, values in [
+        ("space", {"space": make_space_record("far")}),
+        ("epochs", {"limits": {"max_epochs": 12}}),
+        ("space", {"space": make_space_record("near")}),
+        ("epochs", {"limits": {"max_epochs": 20}}),
+    ]:
+        sweep.advance(2)
+        assert sweep.steer(action, **values).is_accepted
+    assert told == ["far", 12, "near", 20]
+    told.clear()
+    before = restart(sweep)
+    assert told == ["far", 12, "near", 20]
+    assert describe_state(sweep) == before
+
+
+def test_a_space_with_few_configurations_limits_the_trials_until_another_one_has_more(make_sweep):
+    sweep = make_sweep("fifo")
+    sweep.advance(2)
+    num_before = len(sweep.controller.history.trials)
+    assert sweep.steer("space", space=make_space_record("few")).is_accepted
+    assert sweep.controller.history.num_trials == num_before + 2
+    sweep.steer("trials", limits={"num_trials": 8})
+    assert sweep.steer("space", space=make_space_record("far")).is_accepted
+    assert sweep.finish().controller.history.num_trials == 8
+    assert sweep.audit() == []
+
+
+def test_the_configuration_checks_a_space_before_anything_changes(make_sweep):
+    def check(space):
+        raise UserError(f"{space.name} has no key that exists")
+
+    sweep = make_sweep("promote")
+    sweep.controller._checks = SteeringChecks(space=check)
+    assert sweep.steer("space", space=make_space_record("far")).sentence == "far has no key that exists"
+    assert sweep.steer("space", space=SpaceRecord("wrong.yaml", "optimizer.lr: interval(2")).sentence.startswith(
+        "wrong.yaml: cannot read optimizer.lr"
+    )
+    assert not sweep.controller.history.search_changes
+    assert sweep.proposer.space == ""
+
+
+def test_a_searcher_that_knows_one_space_only_refuses(make_sweep, monkeypatch):
+    monkeypatch.setattr(FakeSearcher, "check_space", Searcher.check_space)
+    assert make_sweep("fifo").steer("space", space=make_space_record("far")).sentence == (
+        "FakeSearcher cannot go on with another search space"
+    )
+
+
+def test_the_same_space_and_one_in_which_an_added_configuration_would_get_lost_are_refused(make_sweep):
+    sweep = make_sweep("fifo")
+    assert sweep.steer("space", space=make_space_record("far")).is_accepted
+    assert "already" in sweep.steer("space", space=make_space_record("far")).sentence
+    sweep.fill()
+    sweep.steer("add", params={"optimizer.lr": 1e-3})
+    assert "has not started yet" in sweep.steer("space", space=make_space_record("near")).sentence
 
 
 # --- add, trials, slots, budget ---------------------------------------------------------------------------------------
