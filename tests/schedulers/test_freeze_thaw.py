@@ -141,3 +141,37 @@ def test_the_time_until_a_retry_is_no_time_of_training(make_scheduler):
     train(scheduler, 0, 0.5, since=3, until=5)
     assert scheduler._trials[0].epoch_s == [1.0, 1.0]
     assert scheduler._trials[0].first_epoch_s == [3.0, 3.0]  # with the two seconds of a start
+
+
+def test_in_another_space_all_trials_are_encoded_anew(make_scheduler, write_space):
+    """As by a scheduler that had this space from the start."""
+    wider = write_space("x: interval(-1.0, 1.0)\ny: choice(1, 2)\n")
+    changed, fresh = make_scheduler(), make_scheduler(space=wider)
+    for scheduler in (changed, fresh):
+        begin_spread(scheduler)
+    before = [trial.vector.tolist() for trial in changed._trials.values()]
+    changed.on_space(wider)
+    for scheduler in (changed, fresh):
+        scheduler.on_trial_start(5, {"x": -0.5, "y": 2})
+        scheduler.on_trial_end(5)
+    vectors = [trial.vector.tolist() for trial in changed._trials.values()]
+    assert vectors == [trial.vector.tolist() for trial in fresh._trials.values()]
+    assert vectors[:5] != before
+    assert [trial.candidate for trial in changed._trials.values()] == [
+        trial.candidate for trial in fresh._trials.values()
+    ]
+    assert changed.choose_trial_to_resume(can_start_trial=False) == fresh.choose_trial_to_resume(can_start_trial=False)
+
+
+def test_a_resumed_sweep_draws_the_same_new_trials_in_another_space(make_scheduler, write_space):
+    wider = write_space("x: interval(-1.0, 1.0)\n")
+    schedulers = make_scheduler(), make_scheduler()
+    for scheduler, looks in zip(schedulers, (True, False), strict=True):
+        begin_spread(scheduler)
+        if looks:
+            scheduler.choose_trial_to_resume(can_start_trial=True)
+        scheduler.on_space(wider)
+    whole, resumed = schedulers
+    assert whole.choose_trial_to_resume(can_start_trial=True) == resumed.choose_trial_to_resume(can_start_trial=True)
+    assert whole._draw_new().tolist() == resumed._draw_new().tolist()
+    assert whole._draw_new().min() >= 0

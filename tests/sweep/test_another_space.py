@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from handpose.errors import UserError
 from handpose.report.sections import format_status
 from handpose.search.points import place_configuration
 from handpose.search.space import parse_space
@@ -18,6 +20,9 @@ from handpose.sweep.analysis.report import render_report
 from handpose.sweep.analysis.status import render_status, summarise_status
 from handpose.sweep.audit.audit import audit
 from handpose.sweep.driver.resume import load_recorded_task
+from handpose.sweep.driver.run import read_finished_table
+from handpose.sweep.plan import build_plan
+from handpose.sweep.preflight.checks import DataSummary
 from handpose.sweep.record.events import EVENTS_FILE, SpaceRecord, TrialSuggested, read_events
 from handpose.sweep.record.interventions import InterventionFiles, make_intervention
 from handpose.sweep.why import main as why
@@ -268,3 +273,37 @@ def test_a_searcher_or_scheduler_that_cannot_go_on_refuses(tmp_path, overrides, 
     assert sentence in answer.sentence
     assert not Path(folder / "search_space_2").exists()
     assert find_problems(folder) == []
+
+
+def test_the_configuration_is_checked_as_that_of_a_new_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr("handpose.sweep.plan.summarise_data", lambda config: DataSummary("0123456789abcdef", None))
+    monkeypatch.setattr("handpose.sweep.plan.check_loaders", lambda *arguments: None)
+    sweep = WholeSweep(tmp_path / "sweep", "report.scientific=heatmap.sigma")
+    plan = build_plan(replace(sweep.task, origin=None))
+    for text, sentence in [
+        ("optimizer.lrr: interval(0, 1)\nheatmap.sigma: interval(0.03, 0.05)\n", "a.yaml: .*optimizer.lr"),
+        ("optimizer.lr: choice(fast, slow)\nheatmap.sigma: interval(0.03, 0.05)\n", "a.yaml: .*fast"),
+        ("optimizer.lr: interval(1e-4, 1e-3)\n", "report.scientific=heatmap.sigma is not searched"),
+        ("trainer.max_steps: choice(3, 4)\nheatmap.sigma: interval(0.03, 0.05)\n", "max_steps"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            plan._check_space(parse_space(text, Path("a.yaml")))
+    plan._check_space(parse_space("heatmap.sigma: interval(0.03, 0.05)\n", Path("a.yaml")))
+
+
+def test_a_plan_searches_the_newest_space_and_begins_with_the_first(changed, monkeypatch):
+    monkeypatch.setattr("handpose.sweep.plan.summarise_data", lambda config: DataSummary("0123456789abcdef", None))
+    monkeypatch.setattr("handpose.sweep.plan.check_loaders", lambda *arguments: None)
+    monkeypatch.setattr("handpose.sweep.plan.run_sweep", lambda run: run)
+    run = build_plan(load_recorded_task(changed, [], is_steered=True)).run_sweep()
+    assert (run.space.name, run.later_space.name) == ("sweep_space", "narrow")
+    history = run.make_history()
+    history.replay(read_events(changed / EVENTS_FILE))
+    assert history.spaces == [NARROW]
+    assert run.load_space(NARROW).parameters == run.later_space.parameters
+    assert read_finished_table(changed, run.make_history(), num_points=run.num_points) is not None
+
+
+def test_the_command_line_that_resumes_names_the_way_to_change_the_space(changed):
+    with pytest.raises(UserError, match="python -m handpose.sweep.control DIR space default"):
+        load_recorded_task(changed, ["search_space=default"])

@@ -248,3 +248,28 @@ def test_every_option_has_help(capsys):
             main(arguments)
         assert ended.value.code == 0
         assert "usage:" in capsys.readouterr().out
+
+
+def test_another_space_is_checked_by_the_program_and_by_the_sweep(control, run_beside, folder, tmp_path):
+    status, text = control("space", "defualt")
+    assert (status, "did you mean default?" in text) == (2, True)
+    file = tmp_path / "narrow.yaml"
+    file.write_text("optimizer.lr: intervall(1e-4, 1e-3)\n")
+    status, text = control("space", str(file))
+    assert (status, f"{file}: cannot read optimizer.lr" in text) == (2, True)
+    file.write_text(f"# {'x' * 2**16}\noptimizer.lr: interval(1e-4, 1e-3)\n")
+    status, text = control("space", str(file))
+    assert (status, "space narrow.yaml: it is too long" in text) == (2, True)
+    assert not (folder / "control").exists()
+    file.write_text("optimizer.lr: interval(1e-4, 1e-3)\n")
+    run_beside()
+    said = "trials are proposed from narrow.yaml from now on; the sweep has 6 trials, of which 3 have been started"
+    assert control("space", str(file)) == (0, f"accepted: {said}\n")
+    file.unlink()
+    assert control("space", "default")[0] == 0
+    assert [each.split("  ")[1].partition(":")[0] for each in control()[1].splitlines()] == [
+        "space narrow.yaml",
+        "space default.yaml",
+    ]
+    assert (folder / "search_space_2" / "narrow.yaml").read_text() == "optimizer.lr: interval(1e-4, 1e-3)\n"
+    assert (folder / "search_space_3" / "default.yaml").is_file()

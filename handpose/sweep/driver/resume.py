@@ -452,6 +452,11 @@ def check_task_overrides(given: Sequence[str]) -> None:
             f"{fixed[0]}: the epochs of a sweep that has begun are raised by a command, which resuming executes: "
             f"python -m handpose.sweep.control DIR epochs {fixed[0].partition('=')[2]}"
         )
+    if fixed and override_key(fixed[0]) == "search_space":
+        raise UserError(
+            f"{fixed[0]}: the search space of a sweep that has begun is changed by a command, which resuming executes: "
+            f"python -m handpose.sweep.control DIR space {fixed[0].partition('=')[2]}"
+        )
     if fixed:
         raise UserError(
             f"{hide_secrets(fixed[0])}: a resumed sweep keeps its configuration; besides sweep.resume you can "

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from handpose.errors import UserError
 from handpose.sweep.record import interventions
+from handpose.sweep.record.events import SpaceRecord
 from handpose.sweep.record.interventions import (
     InterventionAnswer,
     InterventionFiles,
@@ -23,6 +24,7 @@ EACH = [
     ("keep 3", make_intervention("keep", trial=3)),
     ("add 'model.decoder.depth=4 optimizer.lr=0.003'", {"model.decoder.depth": 4, "optimizer.lr": 3e-3}),
     ("trials 12", make_intervention("trials", limits={"num_trials": 12})),
+    ("space near.yaml", make_intervention("space", space=SpaceRecord("near.yaml", "a: interval(0, 1)\n"))),
     ("slots 2", make_intervention("slots", limits={"max_concurrent": 2})),
     ("pause", make_intervention("pause")),
     ("resume", make_intervention("resume")),
@@ -134,6 +136,12 @@ def test_a_large_file_is_refused(files):
         ({"action": "add", "trial": None, "params": {}}, "at least one key=value"),
         ({"action": "add", "trial": None, "params": {"a": {"_target_": "os.system"}}}, "must be a number, a text"),
         ({"given_at": "now"}, "is not a number"),
+        ({"space": {"name": "a.yaml", "text": ""}}, "give no search space"),
+        ({"action": "space", "trial": None}, "give a search space"),
+        ({"action": "space", "trial": None, "space": "a.yaml"}, "give the name of a file"),
+        ({"action": "space", "trial": None, "space": {"name": "a.yaml", "text": 1}}, "give the name of a file"),
+        ({"action": "space", "trial": None, "space": {"name": "../a.yaml", "text": ""}}, "give the name of a file"),
+        ({"action": "space", "trial": None, "space": {"name": "a.sh", "text": ""}}, "give the name of a file"),
     ],
 )
 def test_a_file_with_other_content_is_refused(files, changes, sentence):
