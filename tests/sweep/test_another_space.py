@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -279,7 +278,7 @@ def test_the_configuration_is_checked_as_that_of_a_new_sweep(tmp_path, monkeypat
     monkeypatch.setattr("handpose.sweep.plan.summarise_data", lambda config: DataSummary("0123456789abcdef", None))
     monkeypatch.setattr("handpose.sweep.plan.check_loaders", lambda *arguments: None)
     sweep = WholeSweep(tmp_path / "sweep", "report.scientific=heatmap.sigma")
-    plan = build_plan(replace(sweep.task, origin=None))
+    plan = build_plan(sweep.resume().task)
     for text, sentence in [
         ("optimizer.lrr: interval(0, 1)\nheatmap.sigma: interval(0.03, 0.05)\n", "a.yaml: .*optimizer.lr"),
         ("optimizer.lr: choice(fast, slow)\nheatmap.sigma: interval(0.03, 0.05)\n", "a.yaml: .*fast"),
@@ -305,5 +304,5 @@ def test_a_plan_searches_the_newest_space_and_begins_with_the_first(changed, mon
 
 
 def test_the_command_line_that_resumes_names_the_way_to_change_the_space(changed):
-    with pytest.raises(UserError, match="python -m handpose.sweep.control DIR space default"):
+    with pytest.raises(UserError, match=r"python -m handpose\.sweep\.control DIR space default"):
         load_recorded_task(changed, ["search_space=default"])

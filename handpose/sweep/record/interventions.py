@@ -206,7 +206,7 @@ class InterventionFiles:
             The file.
 
         Raises:
-            UserError: the folder of the sweep belongs to another user.
+            UserError: the folder of the sweep belongs to another user, or the intervention is too long.
             OSError: the file cannot be written.
         """
         return self.write_content(given.id, encode_intervention(given))
