@@ -85,6 +85,7 @@ def run_small_sweep(
     folder_sync=None,
     preflight=lambda slots: slots,
     process_mb=MIN_PROCESS_MB,
+    load_space=None,
     **searcher,
 ):
     """Run a sweep; returns its table. sampler: None for a grid."""
@@ -100,6 +101,7 @@ def run_small_sweep(
         folder_sync=folder_sync,
         preflight=preflight,
         process_mb=process_mb,
+        load_space=load_space,
     )
     with run_sweep(run) as table:
         return table

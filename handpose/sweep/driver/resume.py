@@ -6,7 +6,7 @@ sweep. Therefore the space is copied into the sweep's folder, and the configurat
 
 import copy
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,14 @@ from handpose.metrics.validation import get_direction
 from handpose.program import list_given_keys, list_task_overrides
 from handpose.search.space import Space, fix_params, flatten_config, list_keys, load_space, parse_space
 from handpose.search.study import check_storage_url
-from handpose.sweep.record.events import EVENTS_FILE, Event, SpaceRecord, SweepSteered, read_events
+from handpose.sweep.record.events import (
+    EVENTS_FILE,
+    Event,
+    SpaceRecord,
+    SweepSteered,
+    read_events,
+    scan_event_lines,
+)
 from handpose.sweep.record.interventions import LIMITS
 from handpose.sweep.record.provenance import PROCESS_MB, fill_in_modes
 from handpose.sweep.storage.stored_sweep import download_sweep
@@ -350,10 +357,16 @@ def load_recorded_task(
     }
     fixed = record.get("fixed_params") or {}  # sweeps of earlier versions lack the key
     spaces = [fix_params(load_space(str(files[0])), fixed)]
-    for number, each in enumerate(list_later_spaces(read_events(folder / EVENTS_FILE)), start=2):
+    for number, each in enumerate(list_later_spaces(_read_valid_events(folder / EVENTS_FILE)), start=2):
         spaces.append(_load_later_space(each, _make_space_path(folder, number, each), fixed))
     task = SweepTask(config, [*kept, *new], locations, record["choices"], spaces[-1], origin, fixed, steered, last)
     return replace(task, earlier_spaces=spaces[:-1])
+
+
+def _read_valid_events(file: Path) -> Iterator[Event]:
+    """Yield the events that can be read. The audit describes a damaged file, and a sweep is not resumed from it."""
+    content = file.read_bytes() if file.is_file() else b""
+    yield from (line.event for line in scan_event_lines(content) if line.event is not None)
 
 
 def list_later_spaces(events: Iterable[Event]) -> list[SpaceRecord]:

@@ -11,6 +11,7 @@ from handpose.sweep.record.events import SegmentFailed, SegmentStarted, read_eve
 from handpose.sweep.record.interventions import InterventionFiles, make_intervention
 from tests.sweep.driver.test_run import GROWING
 from tests.sweep.objectives import curve, hangs_once, waits_for_a_command
+from tests.sweep.simulation import load_space_record
 from tests.sweep.sweeps import make_settings, run_small_sweep
 
 pytestmark = pytest.mark.slow
@@ -68,3 +69,20 @@ def test_a_paused_sweep_waits_and_goes_on(ray_started, tmp_path, write_space):
     user.join(60)
     assert user.statuses == [0, 0, 0]
     assert [row.state for row in table.rows.values()] == ["complete"] * 6
+
+
+def test_a_running_sweep_goes_on_in_another_space(ray_started, tmp_path, write_space):
+    folder, space = tmp_path / "sweep", write_space(GROWING)
+    narrow = tmp_path / "narrow.yaml"
+    narrow.write_text("optimizer.lr: tag(log, interval(0.05, 0.1))\nmodel.decoder.depth: choice(3, 5)\n")
+    settings = make_settings(folder, num_trials=6)
+    user = User(folder, [("pause",), ("space", str(narrow)), ("slots", "1"), ("resume",)], num_reports=1)
+    table = run_small_sweep(settings, space, waits_for_a_command, scheduler=Fifo, load_space=load_space_record)
+    user.join(60)
+    assert user.statuses == [0, 0, 0, 0]
+    assert [row.state for row in table.rows.values()] == ["complete"] * 6
+    depths = [row.params["model.decoder.depth"] for row in table.rows.values()]
+    assert (set(depths[:2]) <= {1, 2, 4}, set(depths[2:]) <= {3, 5}) == (True, True)
+    assert (folder / "search_space_2" / "narrow.yaml").read_text() == narrow.read_text()
+    again = run_small_sweep(settings, space, curve, scheduler=Fifo, resume=True, load_space=load_space_record)
+    assert [row.params for row in again.rows.values()] == [row.params for row in table.rows.values()]
