@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from handpose.config import quote_override
 from handpose.errors import UserError
 from handpose.report.sections import format_status
 from handpose.search.points import place_configuration
@@ -306,3 +307,35 @@ def test_a_plan_searches_the_newest_space_and_begins_with_the_first(changed, mon
 def test_the_command_line_that_resumes_names_the_way_to_change_the_space(changed):
     with pytest.raises(UserError, match=r"python -m handpose\.sweep\.control DIR space default"):
         load_recorded_task(changed, ["search_space=default"])
+
+
+def test_the_audit_finds_a_proposal_that_does_not_come_from_its_space(changed, tmp_path):
+    copy = shutil.copytree(changed, tmp_path / "sweep")
+    file, later = copy / EVENTS_FILE, "optimizer.lr: tag(log, interval(4e-3, 8e-3))"
+    file.write_text(file.read_text().replace("optimizer.lr: tag(log, interval(5e-4, 2e-3))", later))
+    found = find_problems(copy)
+    assert any("which is not among the values in narrow.yaml" in text for text in found)
+    assert not any("trial 39 has" in text for text in found)
+
+
+def test_the_audit_finds_a_study_that_does_not_follow_the_change(changed, tmp_path):
+    copy = shutil.copytree(changed, tmp_path / "sweep")
+    file = copy / EVENTS_FILE
+    wide = "optimizer.lr: tag(log, interval(1e-4, 1e-2))\nheatmap.sigma: interval(0.03, 0.08)\n"
+    file.write_text(file.read_text().replace(json.dumps(NARROW.text), json.dumps(wide)))
+    found = find_problems(copy)
+    assert any("trial 0 has no draws, although narrow.yaml contains its parameters" in text for text in found)
+
+
+def test_a_later_sweep_learns_from_the_trials_of_both_spaces(changed, tmp_path):
+    text = "optimizer.lr: tag(log, interval(1e-4, 1e-2))\nheatmap.sigma: interval(0.03, 0.08)\n"
+    name = f"after_{changed.parent.name}"
+    warm = quote_override("searcher.warm_start", [str(changed)])
+    default = load_recorded_task(changed, []).defaults["model.decoder.depth"]
+    num_default = sum(params.get("model.decoder.depth", default) == default for params in list_suggested(changed))
+    assert 40 < num_default < 60
+    for more, brought in (("", num_default), ("model.decoder.depth: range(1, 6)\n", 60)):
+        after = WholeSweep(tmp_path / f"{name}_{brought}", warm, space=text + more).process(is_new=True)
+        (summary,) = after.searcher.warm_start
+        assert summary["brought"] == brought
+        after.leave("interrupted")

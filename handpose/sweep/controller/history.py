@@ -423,7 +423,7 @@ class History:
 
     def count_spaces(self, number: int) -> int:
         """Return how many times the user had changed the search space when a trial was proposed."""
-        place = list(self.trials).index(number)
+        place = number - next(iter(self.trials))
         return sum(change.space is not None and change.num_trials <= place for change in self.search_changes)
 
     @property
