@@ -38,7 +38,12 @@ from handpose.sweep.record.interventions import (
     make_intervention,
 )
 from handpose.sweep.record.settings import LOCK, format_resume_command
-from handpose.sweep.storage.control_sync import StoredInterventions, download_interventions, make_stored_name
+from handpose.sweep.storage.control_sync import (
+    CODE_REFUSAL,
+    StoredInterventions,
+    download_interventions,
+    make_stored_name,
+)
 from handpose.sweep.storage.lease import RENEW_EVERY_S, read_lease
 from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
 from handpose.sweep.storage.stored_sweep import download_events, open_stored_sweep, open_sweep_for_reading
@@ -100,6 +105,8 @@ def _give_to_store(options: argparse.Namespace) -> InterventionAnswer | str:
     url = options.place
     store = open_stored_sweep(url)
     given, stored = _make_intervention(options), StoredInterventions(store)
+    if given.space is not None and given.space.name.endswith(".py"):
+        raise UserError(f"space {given.space.name}: {CODE_REFUSAL}")
     wait_s = _STORE_WAIT_S if options.wait_s is None else options.wait_s
     try:
         before = read_lease(store)

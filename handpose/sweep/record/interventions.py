@@ -126,8 +126,30 @@ def describe_intervention(given: Intervention) -> str:
 
 
 def encode_intervention(given: Intervention) -> bytes:
-    """Return the content of the file of an intervention."""
-    return json.dumps({name: value for name, value in asdict(given).items() if value not in (None, {})}).encode()
+    """Return the content of the file of an intervention.
+
+    Raises:
+        UserError: it is too long.
+    """
+    content = json.dumps({name: value for name, value in asdict(given).items() if value not in (None, {})}).encode()
+    if len(content) > MAX_COMMAND_BYTES:
+        said = f"{describe_intervention(given)}: it is too long"
+        raise UserError(f"{said}; a command has at most {MAX_COMMAND_BYTES} bytes, this one has {len(content)}")
+    return content
+
+
+def contains_code(content: bytes, name: str) -> bool:
+    """Return whether a command file holds a search space in Python, which the sweep would execute.
+
+    Args:
+        content: the content of the file.
+        name: id of the intervention.
+    """
+    try:
+        given = _parse_intervention(content, name)
+    except UserError:
+        return False
+    return given.space is not None and given.space.name.endswith(".py")
 
 
 def encode_answer(answer: InterventionAnswer) -> bytes:
@@ -294,6 +316,7 @@ class InterventionFiles:
         Raises:
             OSError: the file cannot be written.
         """
+        self._make_folder(self._sweep_folder.stat())
         with write_atomically(self._folder / make_answer_name(name)) as part:
             part.write_bytes(encode_answer(answer))
 

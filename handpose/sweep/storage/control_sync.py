@@ -18,6 +18,7 @@ from handpose.sweep.record.interventions import (
     Intervention,
     InterventionAnswer,
     InterventionFiles,
+    contains_code,
     encode_answer,
     encode_intervention,
     list_answer_ids,
@@ -29,6 +30,12 @@ from handpose.sweep.record.interventions import (
 from handpose.sweep.storage.object_store import ObjectStore, summarise_store_error
 
 _NUM_THREADS = 8
+
+CODE_REFUSAL = (
+    "a search space in Python is executed by the sweep, so it must be given in the folder of the sweep, on the machine "
+    "that runs tune.py; give a YAML file by the URL"
+)
+"""Why a command with a search space in Python is not executed if it comes from the store."""
 
 
 def make_stored_name(file_name: str) -> str:
@@ -120,6 +127,8 @@ def download_interventions(store: ObjectStore, folder: Path) -> None:
 class ControlSync:
     """Keeps the commands and answers in the folder of a sweep and in its store the same.
 
+    A command with a search space in Python that comes from the store is refused, because the sweep would execute it.
+
     A file that is removed in one place after this process has seen it in both is a command that was withdrawn, and is
     removed in the other place, too. All methods raise OSError if the store does not answer, or a local file cannot be
     written, and UserError if the folder belongs to another user or the store has a name that leads out of it.
@@ -189,6 +198,8 @@ class ControlSync:
     def _download(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # it has been withdrawn
             content = self._stored.read_content(name)
+            if contains_code(content, name):  # whoever can write to the store could have the sweep execute it
+                self._files.write_answer(name, InterventionAnswer(False, CODE_REFUSAL))
             self._files.write_content(name, content)
             self._in_both.add(name)
 

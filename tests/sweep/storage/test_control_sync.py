@@ -9,7 +9,7 @@ import pytest
 
 from handpose.errors import UserError
 from handpose.sweep.driver.intervention_inbox import InterventionInbox
-from handpose.sweep.record.events import SweepSteered, read_events
+from handpose.sweep.record.events import SpaceRecord, SweepSteered, read_events
 from handpose.sweep.record.interventions import InterventionAnswer, InterventionFiles, make_intervention
 from handpose.sweep.storage import folder_sync as folder_syncs
 from handpose.sweep.storage import lease
@@ -245,6 +245,32 @@ def test_a_refused_command_is_not_executed_on_the_next_machine(swept, stored):
     stored.give(pause)
     swept.lose()
     assert swept.list_actions() == ["pause"], "the resume was refused before, and is not executed now"
+    swept.log.close()
+
+
+@pytest.mark.parametrize("answer", [None, ACCEPTED])
+def test_a_search_space_in_python_is_not_executed_if_it_comes_from_the_store(swept, stored, tmp_path, answer):
+    trace = tmp_path / "it_was_run"
+    text = (
+        f"open({str(trace)!r}, 'w')\ndef space(trial):\n    return {{'optimizer.lr': trial.suggest_float('a', 0, 1)}}\n"
+    )
+    given = make_intervention("space", space=SpaceRecord("a.py", text))
+    stored.give(given)
+    if answer is not None:
+        stored.write_answer(given.id, answer)  # somebody else has written it
+    swept.mirror._sync_control(with_commands=True)
+    assert not swept.inbox.process(at_once=True)
+    swept.mirror._sync_control(with_commands=False)
+    said = stored.read_answer(given.id)
+    assert (said.is_accepted, "must be given in the folder" in said.sentence) == (False, True)
+    swept.lose()
+    assert swept.list_actions() == []
+    assert not trace.exists()
+    yaml = make_intervention("space", space=SpaceRecord("a.yaml", "optimizer.lr: interval(0.1, 0.2)\n"))
+    stored.give(yaml)
+    swept.mirror._sync_control(with_commands=True)
+    assert swept.inbox.process(at_once=True)
+    assert swept.list_actions() == ["space"]
     swept.log.close()
 
 
