@@ -168,9 +168,8 @@ class OptunaSearcher(Searcher):
         repeats: bool = False,
         prior_probability: float | None = None,
     ) -> None:
-        self._repeats = repeats
+        self._repeats, self._defaults = repeats, defaults
         self._epoch_seconds: dict[int, float] = {}
-        self._defaults = defaults
         self._added_numbers: set[int] = set()
         self._given_prior_probability = _parse_prior_probability(prior_probability)
         self._prior_probability = self._given_prior_probability if space.priors else 0.0

@@ -87,15 +87,10 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
     for number in history.live["running"]:
         history.trials[number].update_seconds(course.at)
     settings = replace(settings, max_epochs=history.settings.max_epochs)  # the user may have raised it
-    measured, metric = read_utilisation(folder / UTILISATION_FILE), settings.metric
-    trials = [
-        _make_trial_record(trial, course, tell_story(stories.get(number), metric), metric, measured.get(number, ()))
-        for number, trial in sorted(history.trials.items())
-    ]
-    fixed_params = kept.get("fixed_params") or {}
-    parameters, distributions, fixed = read_searched_space(
-        folder, config, trials, fixed_params=fixed_params, later=history.spaces
-    )
+    trials = _list_trial_records(folder, history, course, stories)
+    fixed_params, later = kept.get("fixed_params") or {}, history.spaces
+    searched = read_searched_space(folder, config, trials, fixed_params=fixed_params, later=later)
+    parameters, distributions, fixed = searched
     constraints = (config.get("searcher") or {}).get("constraints") or {}
     rungs = None if course.has_steered_trials else _find_rungs(config, settings)  # a user selects from all trials
     record = SweepRecord(
@@ -127,6 +122,14 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         space_changes=_list_space_changes(history, course.steered_at),
     )
     return replace(record, importance=_compute_sweep_importance(record, distributions)) if with_importance else record
+
+
+def _list_trial_records(folder: Path, history: History, course: "_Timeline", stories: StoryEvents) -> list[TrialRecord]:
+    measured, metric = read_utilisation(folder / UTILISATION_FILE), history.settings.metric
+    return [
+        _make_trial_record(trial, course, tell_story(stories.get(number), metric), metric, measured.get(number, ()))
+        for number, trial in sorted(history.trials.items())
+    ]
 
 
 def _list_space_changes(history: History, steered_at: Sequence[float]) -> list[SpaceChange]:
