@@ -126,9 +126,11 @@ def format_status(record: SweepRecord) -> str:
         "halted": "halted because no trial worked",
         "": "running, or killed",
     }[record.end]
+    earlier = ", then ".join(map(str, record.earlier_max_epochs))
+    raised = f" (at first {earlier}, which the user raised)" if earlier else ""
     return (
         f"{len(record.trials)} of {record.num_trials} trials ({states or 'none yet'}), at most {record.max_epochs} "
-        f"epochs each, in {format_duration(record.seconds)} on {record.num_slots} slots; {how}."
+        f"epochs each{raised}, in {format_duration(record.seconds)} on {record.num_slots} slots; {how}."
         + "".join(
             f" After {format_duration(change.at_s)} the user changed the search space: trials from number "
             f"{change.first_trial} on were proposed from {change.name}."

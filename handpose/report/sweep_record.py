@@ -390,6 +390,7 @@ class SweepRecord:
         best: the content of best.yaml.
         expected_gain: what doubling the number of trials was expected to gain, if the sweep ended for that.
         space_changes: the changes of the search space by the user, in order.
+        earlier_max_epochs: the numbers of epochs of a complete trial before the user raised them, in order.
     """
 
     name: str
@@ -419,6 +420,7 @@ class SweepRecord:
     best: Values = field(default_factory=dict)
     expected_gain: float | None = None
     space_changes: Sequence[SpaceChange] = ()
+    earlier_max_epochs: Sequence[int] = ()
 
     @cached_property
     def used(self) -> Utilisation | None:

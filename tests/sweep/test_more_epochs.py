@@ -64,6 +64,13 @@ def test_the_story_and_the_status_say_so(raised, capsys):
     assert json.loads(json.dumps(summarise_status(folder)))["max_epochs"] == 9
 
 
+def test_the_report_says_so(raised):
+    folder, _ = raised
+    text = (folder / "report.html").read_text()
+    assert "12 of 12 trials" in text
+    assert "at most 9 epochs each (at first 4, which the user raised), in" in text
+
+
 def test_a_sweep_that_learns_from_it_compares_values_after_nine_epochs(raised, tmp_path):
     folder, _ = raised
     for max_epochs, key in ((9, "brought"), (4, "not_comparable")):

@@ -86,7 +86,8 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         stories.add(event)
     for number in history.live["running"]:
         history.trials[number].update_seconds(course.at)
-    settings = replace(settings, max_epochs=history.settings.max_epochs)  # the user may have raised it
+    earlier_max_epochs = [settings.max_epochs, *history.raised_epochs][:-1]
+    settings = replace(settings, max_epochs=history.settings.max_epochs)
     trials = _list_trial_records(folder, history, course, stories)
     fixed_params, later = kept.get("fixed_params") or {}, history.spaces
     searched = read_searched_space(folder, config, trials, fixed_params=fixed_params, later=later)
@@ -120,6 +121,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         best=read_yaml(folder / "best.yaml"),
         expected_gain=table.expected_gain,
         space_changes=_list_space_changes(history, course.steered_at),
+        earlier_max_epochs=earlier_max_epochs,
     )
     return replace(record, importance=_compute_sweep_importance(record, distributions)) if with_importance else record
 
