@@ -163,7 +163,7 @@ class SweepPlan:
         trial_function = TrainingFunction.from_settings(recipe, self.sweep, Fifo(), needs_costs=False)
         return confirm_finalists(
             table,
-            sweep=replace(self.sweep, max_epochs=table.max_epochs),
+            sweep=self.sweep,
             cluster=self.cluster,
             space=self.task.spaces[0],
             defaults=self.task.defaults,

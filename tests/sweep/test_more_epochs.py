@@ -89,9 +89,31 @@ def test_a_command_line_names_the_way_to_raise_the_epochs(raised):
 
 
 @pytest.mark.parametrize(("epochs", "kept"), [(4, "confirm"), (9, "confirm_1")])
-def test_a_confirmation_with_fewer_epochs_is_kept_under_another_name(tmp_path, epochs, kept):
+@pytest.mark.parametrize("recorded", [{"epochs": 4}, {}], ids=["recorded", "earlier version"])
+def test_a_confirmation_with_fewer_epochs_is_kept_under_another_name(tmp_path, epochs, kept, recorded):
     folder = tmp_path / "confirm"
     folder.mkdir()
-    write_yaml(folder / "sweep.yaml", {"confirms": "sweep", "epochs": 4})
-    confirm._archive_shorter(folder, max_epochs=epochs)
+    write_yaml(folder / "sweep.yaml", {"confirms": "sweep", **recorded})
+    confirm._archive_shorter(folder, max_epochs=epochs, first_max_epochs=4)
     assert [each.name for each in tmp_path.iterdir()] == [kept]
+
+
+@pytest.mark.parametrize("num_reports", [0, 3])
+@pytest.mark.parametrize("mode", ["stop", "promote"])
+def test_the_audit_finds_nothing_wrong_right_after_the_command_and_when_the_process_was_killed_then(
+    tmp_path, mode, num_reports
+):
+    """With a confirmation and a winner of fewer epochs, as they are until there are new ones."""
+    folder = tmp_path / "sweep"
+    sweep = WholeSweep(folder, f"scheduler.mode={mode}", "scheduler.reduction_factor=2", "sweep.num_trials=12")
+    sweep.run().finish(seeds=2, retrained=False)
+    description = read_yaml(folder / "confirm" / "sweep.yaml")
+    write_yaml(folder / "confirm" / "sweep.yaml", {**description, "epochs": 4})
+    InterventionFiles(folder).write(make_intervention("epochs", limits={"max_epochs": 9}))
+    process = sweep.resume().process()
+    process.run(num_reports)
+    process.recorder._next_write = 0.0
+    process.recorder.refresh()
+    assert [text for kind in audit(folder) for text in kind] == []
+    process.leave()
+    assert [text for kind in audit(folder) for text in kind] == []

@@ -332,9 +332,10 @@ class _EventChecker:
             table = copy(history.table)
             table.rows = deepcopy(history.table.rows)
             replayed.final_tables.append(table)
-        if isinstance(event, SweepSteered):
+        if isinstance(event, SweepSteered) and event.action != "epochs":
             return  # it changes no row
-        changed = history.trials if isinstance(event, (SweepOpened, NodeQuarantined, SweepClosed)) else (event.trial,)
+        of_sweep = (SweepOpened, NodeQuarantined, SweepClosed, SweepSteered)
+        changed = history.trials if isinstance(event, of_sweep) else (event.trial,)
         for number in changed:
             after = copy(history.trials[number].row)
             rows = replayed.rows.setdefault(number, [])

@@ -89,8 +89,14 @@ def _audit_confirm_sweep(audited: AuditedSweep) -> ReplayResult:
     """Audit the runs of a confirmation, which are the trials of a separate sweep."""
     task, sweep = audited.task, audited.settings
     folder, label = sweep.path / CONFIRM_FOLDER, f"{CONFIRM_FOLDER}/"
+    kept = folder / "sweep.yaml"
+    record, problem = _read_description(kept)
+    # The user may have raised the number of epochs since.
+    epochs = record.get("epochs", sweep.max_epochs)
+    recipe = replace(audited.recipe, max_epochs=epochs)
     settings = replace(
         sweep,
+        max_epochs=epochs,
         folder=str(folder),
         second_objective=None,
         time_budget_s=None,
@@ -100,17 +106,13 @@ def _audit_confirm_sweep(audited: AuditedSweep) -> ReplayResult:
     )
     every = task.config.trainer.check_val_every_n_epoch
     expected = Expectations(None, None, 0, {}, lambda number: None, every)
-    confirming = replay_events(settings, expected, scheduler=Fifo(), command=audited.recipe.format_command, label=label)
+    confirming = replay_events(settings, expected, scheduler=Fifo(), command=recipe.format_command, label=label)
     if not folder.is_dir():
         return confirming
     found = confirming.findings
     found += _audit_space_copy(sweep.path)
-    kept = folder / "sweep.yaml"
-    try:
-        record = read_yaml(kept)
-    except UserError as error:
-        record = {}
-        found.append(Wrong(f"{label}sweep.yaml: {error}"))
+    if problem:
+        found.append(Wrong(f"{label}sweep.yaml: {problem}"))
     if not kept.is_file():
         found.append(Lost(f"{label}sweep.yaml is missing"))
     elif record:
@@ -124,6 +126,14 @@ def _audit_confirm_sweep(audited: AuditedSweep) -> ReplayResult:
             found.append(Wrong(f"{label}sweep.yaml has confirms={confirms}, which is another sweep"))
     found += audit_trial_files(confirming, settings, label, in_tab=False)
     return confirming
+
+
+def _read_description(file: Path) -> tuple[dict[str, Any], str]:
+    """Return the content of a sweep.yaml, and why it cannot be read."""
+    try:
+        return read_yaml(file), ""
+    except UserError as error:
+        return {}, str(error)
 
 
 def _audit_space_copy(folder: Path) -> Iterator[AuditFinding]:

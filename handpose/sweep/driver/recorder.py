@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -130,6 +130,8 @@ class Recorder:
         self._spaces = [event for event in events if isinstance(event, SweepSteered) and event.space is not None]
         self._write_spaces()
         last = events[-1] if events else None
+        if isinstance(last, SweepSteered) and last.action == "epochs":
+            self._log_more_epochs(last)
         if isinstance(last, EpochReported):
             row = self._table.rows[last.trial]
             self._log_epoch(row)
@@ -157,7 +159,7 @@ class Recorder:
         """
         self._is_csv_outdated = True
         if isinstance(event, TrialSteered) and not self._stories.get(event.trial):
-            self._restore_story(event.trial)  # it was forgotten when the trial ended
+            self._restore_stories([event.trial])  # it was forgotten when the trial ended
         else:
             self._stories.add(event)
         if row is None:
@@ -166,6 +168,8 @@ class Recorder:
             elif isinstance(event, SweepSteered) and event.space is not None:
                 self._spaces.append(event)
                 self._write_spaces()
+            elif isinstance(event, SweepSteered) and event.action == "epochs":
+                self._log_more_epochs(event)
             elif isinstance(event, NodeQuarantined):
                 note = f"node {event.node} is quarantined: trials fail there and work on other nodes"
                 self._view.show_note(note)
@@ -252,12 +256,23 @@ class Recorder:
             self._stories.forget(row.number)
             self._segments.pop(row.number, None)
 
-    def _restore_story(self, trial: int) -> None:
-        """Read the story of a trial that goes on after its end, with the event that has just been written."""
+    def _log_more_epochs(self, event: SweepSteered) -> None:
+        """Log what has become of the trials that were complete when the user raised the number of epochs."""
+        states = ("waiting", "paused", "stopped")
+        rows = [row for row in self._table.rows.values() if row.epochs == event.epochs_before and row.state in states]
+        self._restore_stories([row.number for row in rows])
+        for row in rows:
+            for log in self._logs:
+                log.open_run(row)
+            self._close_run(row)
+
+    def _restore_stories(self, trials: Collection[int]) -> None:
+        """Read the stories of trials that had ended, with the event that has just been written."""
         stories = StoryEvents()
         for event in read_events(self._folder / EVENTS_FILE):
             stories.add(event)
-        self._stories.restore(trial, stories.get(trial))
+        for trial in trials:
+            self._stories.restore(trial, stories.get(trial))
 
     def _write_csv(self) -> None:
         began = time.monotonic()

@@ -95,7 +95,8 @@ def confirm_finalists(
 
     Args:
         table: trials of the sweep.
-        sweep: settings of the sweep, which has ended. Its number of epochs is that of the table.
+        sweep: settings of the sweep, which has ended. The runs have the epochs of the table, to which the user may have
+            raised them.
         cluster: settings of Ray.
         space: search space.
         defaults: configuration key -> value of the default configuration.
@@ -114,7 +115,8 @@ def confirm_finalists(
         UserError, SweepInterruptedError, SweepHaltedError: as `run_sweep` raises them.
     """
     folder = sweep.path / CONFIRM_FOLDER
-    _archive_shorter(folder, max_epochs=sweep.max_epochs)
+    _archive_shorter(folder, max_epochs=table.max_epochs, first_max_epochs=sweep.max_epochs)
+    sweep = replace(sweep, max_epochs=table.max_epochs)
     (folder / CONFIRM_FILE).unlink(missing_ok=True)  # it may describe other finalists; the runs are kept
     amount = sweep.confirm if budget is None else ConfirmSettings(top_k=budget.top_k, seeds=budget.seeds)
     chosen = choose_candidates(table, defaults=defaults, top_k=amount.top_k)
@@ -139,10 +141,12 @@ def confirm_finalists(
         return _write_confirmation(folder, chosen, seeds, trained)
 
 
-def _archive_shorter(folder: Path, *, max_epochs: int) -> None:
-    """Rename a confirmation whose runs had fewer epochs, because the user has raised their number since."""
-    epochs = read_yaml(folder / "sweep.yaml").get(_EPOCHS, max_epochs)  # earlier versions could not raise it
-    if epochs != max_epochs:
+def _archive_shorter(folder: Path, *, max_epochs: int, first_max_epochs: int) -> None:
+    """Rename a confirmation whose runs had fewer epochs, because the user has raised their number since.
+
+    Confirmations of earlier versions of the project, which do not record it, had the first number.
+    """
+    if folder.is_dir() and read_yaml(folder / "sweep.yaml").get(_EPOCHS, first_max_epochs) != max_epochs:
         archive(folder)
 
 
