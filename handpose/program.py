@@ -6,6 +6,7 @@
 import argparse
 import itertools
 import math
+import os
 import signal
 import sys
 import threading
@@ -150,8 +151,12 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         with interrupt_on_sigterm():
             yield
+            sys.stdout.flush()
     except UserError as error:
         _exit(f"error: {join_lines(error)}", 2)
+    except BrokenPipeError:
+        _exit_without_reader()
+        raise
     except OSError as error:
         if not is_about_files(error):
             raise
@@ -160,6 +165,15 @@ def exit_on_user_error() -> Iterator[None]:
         _exit(str(error) or "interrupted", 130)
     finally:
         threading.excepthook = hook
+
+
+def _exit_without_reader() -> None:
+    """Exit if nobody reads the output any more, as after `| head`; with the status that a shell gives to SIGPIPE."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def _handle_thread_error(hook: Callable[[threading.ExceptHookArgs], Any], arguments: threading.ExceptHookArgs) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -73,3 +74,13 @@ def test_an_existing_handler_of_sigterm_is_kept():
     finally:
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM]
+
+
+def test_a_reader_that_has_enough_ends_a_program_without_a_traceback():
+    """As `| head` does."""
+    code = "import handpose.program as p\nwith p.exit_on_user_error():\n    [print('a line') for _ in range(100_000)]"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE

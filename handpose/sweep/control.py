@@ -96,6 +96,8 @@ def _give_to_folder(options: argparse.Namespace) -> InterventionAnswer | str:
     given, files = _make_intervention(options), InterventionFiles(folder)
     file = files.write(given)
     wait_s = _WAIT_S if options.wait_s is None else options.wait_s
+    if not is_locked(folder / LOCK):  # no process runs the sweep
+        wait_s = 0.0
     answer = _wait_for_answer(files.read_answer, given.id, wait_s, every_s=_LOOK_EVERY_S)
     return answer or _describe_waiting(folder, file)
 
@@ -270,6 +272,8 @@ def _describe_stored_waiting(store: ObjectStore, file: str, before: Mapping[str,
 def _explain_silence(folder: Path, resume: str) -> str:
     """Explain why a process that runs the sweep does not answer."""
     events = read_events(folder / EVENTS_FILE)
+    if events and isinstance(events[-1], SweepClosed) and events[-1].reason in ("interrupted", "halted"):
+        return f"the process that runs the sweep is ending; {resume} executes it"
     if events and isinstance(events[-1], SweepClosed):
         return (
             "the trials of the sweep have ended, and it confirms or retrains now; when that is done, "

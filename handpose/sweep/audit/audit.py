@@ -258,8 +258,8 @@ def main() -> None:
     given = parser.parse_args()
     with exit_on_user_error():
         found = audit(given.folder.resolve())
-    for kind, sentences in found._asdict().items():
-        print(f"{kind}: {len(sentences)}", *sentences, sep="\n  ")
+        for kind, sentences in found._asdict().items():
+            print(f"{kind}: {len(sentences)}", *sentences, sep="\n  ")
     sys.exit(1 if found else 0)
 
 

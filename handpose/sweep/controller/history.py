@@ -46,6 +46,8 @@ from handpose.sweep.storage.checkpoint_files import CheckpointFiles, FolderFiles
 from handpose.sweep.storage.retention import CheckpointNeed, CheckpointRetention
 
 _NUM_FINALISTS = 3
+_MAX_RAISE = 100
+"""Largest factor by which the user raises the number of epochs at once: a typing error could not be taken back."""
 _BLAMELESS_FAILURES: tuple[FailureKind, ...] = ("preempted", "lost", "unfit_worker")
 _STATE_AFTER_DECISION: Mapping[Decision, TrialState] = {
     "continue": "running",
@@ -551,6 +553,8 @@ class History:
         current = self.settings.max_epochs
         if max_epochs is None or max_epochs <= current:
             return f"a complete trial has {current} epochs; give more, since what is trained cannot be taken back"
+        if max_epochs > _MAX_RAISE * current:
+            return f"a complete trial has {current} epochs; at most {_MAX_RAISE} times as many can be given at once"
         if not hasattr(self._scheduler, "on_max_epochs"):  # an extension need not derive from Fifo
             return f"the scheduler {type(self._scheduler).__name__} cannot go on with more epochs"
         return ""

@@ -1,5 +1,6 @@
 """Checks an intervention of the user in a running sweep, and makes the event that executes it."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -164,15 +165,18 @@ def describe_steering(event: TrialSteered | SweepSteered, history: History) -> s
 
 
 def _describe_more_epochs(event: SweepSteered, history: History) -> str:
-    num_resumed = sum(decision == "continue" for decision in event.decisions)
-    num_paused = sum(decision == "pause" for decision in event.decisions)
+    counts = Counter(event.decisions)
     num_lost = sum(row.epochs == event.epochs_before and row.is_over for row in history.table.rows.values())
-    parts = [f"a complete trial has {history.settings.max_epochs} epochs instead of {event.epochs_before}"]
-    if event.trials:
-        parts.append(f"of {len(event.trials)} that were complete, {num_resumed} go on and {num_paused} wait at a rung")
-    if num_lost:
-        parts.append(f"{num_lost} have ended at {event.epochs_before}")
-    return "; ".join(parts)
+    num_lost -= counts["stop"]
+    parts = {
+        "go on": counts["continue"],
+        f"wait at the rung at epoch {event.epochs_before}": counts["pause"],
+        f"are stopped at the rung at epoch {event.epochs_before}": counts["stop"],
+        "are stopped because they have no checkpoint": num_lost,
+    }
+    text = f"a complete trial has {history.settings.max_epochs} epochs instead of {event.epochs_before}"
+    complete = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+    return f"{text}; of those that were complete, {complete}" if complete else text
 
 
 def _describe_space(event: SweepSteered, history: History) -> str:

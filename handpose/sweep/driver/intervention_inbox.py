@@ -89,8 +89,8 @@ class InterventionInbox:
             answer = InterventionAnswer(False, said)
         else:
             answer = self._controller.steer(given)
-            if answer.is_accepted:
-                self._show_note(f"{describe_intervention(given)}: {answer.sentence}")
+            refused = "" if answer.is_accepted else "refused: "
+            self._show_note(f"{describe_intervention(given)}: {refused}{answer.sentence}")
         self._answer(name, answer)
         return answer.is_accepted
 

@@ -460,15 +460,17 @@ def _drop_other_unit(given: Sequence[str]) -> list[str]:
 def check_task_overrides(given: Sequence[str]) -> None:
     """Raise UserError if an override changes what must stay the same when a sweep is resumed."""
     fixed = [item for item in given if override_key(item) not in _CHANGEABLE_KEYS]
+    places = [hide_secrets(item.partition("=")[2]) for item in given if override_key(item) == "sweep.resume"]
+    place = places[0] if places else "DIR"
     if fixed and override_key(fixed[0]) == "sweep.max_epochs":
         raise UserError(
             f"{fixed[0]}: the epochs of a sweep that has begun are raised by a command, which resuming executes: "
-            f"python -m handpose.sweep.control DIR epochs {fixed[0].partition('=')[2]}"
+            f"python -m handpose.sweep.control {place} epochs N, with N above the present number"
         )
     if fixed and override_key(fixed[0]) == "search_space":
         raise UserError(
             f"{fixed[0]}: the search space of a sweep that has begun is changed by a command, which resuming executes: "
-            f"python -m handpose.sweep.control DIR space {fixed[0].partition('=')[2]}"
+            f"python -m handpose.sweep.control {place} space {fixed[0].partition('=')[2]}"
         )
     if fixed:
         raise UserError(

@@ -15,6 +15,9 @@ INTERRUPTED_STATUS = 75
 """Exit status of a sweep that was interrupted and can be resumed; sysexits.h calls it a temporary failure."""
 
 
+_STDERR = 2
+
+
 class SweepInterruptedError(Exception):
     """The sweep was interrupted by SIGINT or SIGTERM. Its state is saved, and it can be resumed."""
 
@@ -43,6 +46,8 @@ def handle_interrupts(sweep: SweepSettings, has_to_end: Callable[[], bool]) -> I
         if is_requested:
             exit_at_once(sweep, "stopped immediately")
         is_requested = True
+        with contextlib.suppress(OSError):
+            os.write(_STDERR, b"\nthe sweep is being stopped; Ctrl-C again ends it at once\n")
 
     forget_sigterm()
     for number in before:

@@ -488,7 +488,7 @@ def test_a_finished_sweep_that_is_raised_has_the_rungs_of_one_with_all_epochs_fr
     raised.finish()
     raised.start()
     answer = raised.steer("epochs", limits={"max_epochs": 27})
-    assert answer.sentence.startswith("a complete trial has 27 epochs instead of 9; of ")
+    assert answer.sentence.startswith("a complete trial has 27 epochs instead of 9; of those that were complete, ")
     raised.finish()
     assert find_last_epochs(raised) == find_last_epochs(whole)
     assert raised.controller.history.rungs == whole.controller.history.rungs
@@ -542,7 +542,7 @@ def test_a_complete_trial_without_a_checkpoint_ends_and_its_result_counts_at_the
         file.unlink()
     sweep.start()
     answer = sweep.steer("epochs", limits={"max_epochs": 27})
-    assert answer.sentence.endswith("1 have ended at 9")
+    assert answer.sentence.endswith("1 are stopped because they have no checkpoint")
     row = sweep.controller.history.table.rows[lost]
     assert (row.state, row.epochs) == ("stopped", 9)
     assert row.reason.startswith("it has no checkpoint to go on from")
@@ -558,6 +558,11 @@ def test_epochs_cannot_be_lowered(make_sweep, max_epochs):
     assert (
         "a complete trial has 9 epochs; give more" in sweep.steer("epochs", limits={"max_epochs": max_epochs}).sentence
     )
+
+
+def test_a_typing_error_does_not_raise_the_epochs(make_sweep):
+    answer = make_sweep("promote").steer("epochs", limits={"max_epochs": 901})
+    assert answer.sentence == "a complete trial has 9 epochs; at most 100 times as many can be given at once"
 
 
 def test_a_scheduler_that_cannot_go_on_refuses(make_sweep):
