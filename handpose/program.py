@@ -7,6 +7,7 @@ import argparse
 import itertools
 import math
 import os
+import select
 import signal
 import sys
 import threading
@@ -169,9 +170,9 @@ def exit_on_user_error() -> Iterator[None]:
 
 def _exit_without_reader() -> None:
     """Exit if nobody reads the output any more, as after `| head`; with the status that a shell gives to SIGPIPE."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if any(state & select.POLLERR for _, state in output.poll(0)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
         raise SystemExit(128 + signal.SIGPIPE) from None
 

@@ -95,9 +95,8 @@ def _give_to_folder(options: argparse.Namespace) -> InterventionAnswer | str:
     folder = find_sweep_folder(options.place)
     given, files = _make_intervention(options), InterventionFiles(folder)
     file = files.write(given)
-    wait_s = _WAIT_S if options.wait_s is None else options.wait_s
-    if not is_locked(folder / LOCK):  # no process runs the sweep
-        wait_s = 0.0
+    is_run = is_locked(folder / LOCK)
+    wait_s = (_WAIT_S if is_run else 0.0) if options.wait_s is None else options.wait_s
     answer = _wait_for_answer(files.read_answer, given.id, wait_s, every_s=_LOOK_EVERY_S)
     return answer or _describe_waiting(folder, file)
 

@@ -93,7 +93,7 @@ def test_a_running_sweep_answers(control, place, url):
         refusal = "refused: trial 0 is stopped; only a trial that has not ended can be stopped"
         assert control("stop", "0") == (2, f"{refusal}\n")
         assert control("add", "optimizer.lr=3e-3 heatmap.sigma=0.05")[0] == 0
-        assert control("slots", "2", place=str(place / "sweep"))[0] == 0, "in the folder, as before"
+        assert control("--wait-s", "10", "slots", "2", place=str(place / "sweep"))[0] == 0, "in the folder, as before"
         expected = ["stop 0: accepted: trial 0 is stopped", f"stop 0: {refusal}"]
         assert list_stored(url, control)[:2] == expected
     assert [line.partition(":")[0] for line in list_stored(url, control)] == [

@@ -292,7 +292,7 @@ def confirm_table(tmp_path, monkeypatch, write_space):
         yield TrialTable(METRIC, "min", len(points), 4, rows=rows, end="finished" if trained == points else "spent")
 
     monkeypatch.setattr(module, "run_sweep", swept)
-    settings = make_settings(tmp_path, confirm=ConfirmSettings(top_k=1, seeds=2))
+    settings = make_settings(tmp_path, confirm=ConfirmSettings(top_k=1, seeds=2), max_epochs=9)
 
     def confirm_(of, budget=None, **changes):
         return confirm_finalists(
