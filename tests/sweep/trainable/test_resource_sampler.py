@@ -77,7 +77,8 @@ def test_memory_is_the_largest_sample(make_sampler):
     sampler = make_sampler(every_s=1000.0)
     before_mb = sampler.take().memory_mb
     with mmap.mmap(-1, 100_000_000) as held:  # freed at once, which memory of malloc need not be
-        held.write(bytes([1]) * 100_000_000)
+        for _ in range(100):
+            held.write(bytes(1_000_000))
         sampler._sample()
     sampler._sample()
     assert sampler.take().memory_mb > before_mb + 80
