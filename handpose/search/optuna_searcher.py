@@ -830,25 +830,18 @@ def _is_skipped(trial: FrozenTrial) -> bool:
 
 def _reopen_trial(trial: FrozenTrial) -> FrozenTrial:
     """Return a copy of a trial that has not ended; `restore_trials` gives it its state. A skipped number stays one."""
-    if _is_skipped(trial):
-        return trial
-    return create_trial(
-        state=TrialState.WAITING,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs=trial.user_attrs,
-        system_attrs=trial.system_attrs,
-        intermediate_values=trial.intermediate_values,
-    )
+    return trial if _is_skipped(trial) else _copy_with_state(trial, TrialState.WAITING, None)
 
 
 def _demote_trial(trial: FrozenTrial) -> FrozenTrial:
     """Return a copy of a trial of an earlier sweep, which was complete there but has too few epochs now."""
-    if trial.state != TrialState.COMPLETE:
-        return trial
+    return trial if trial.state != TrialState.COMPLETE else _copy_with_state(trial, TrialState.PRUNED, trial.values)
+
+
+def _copy_with_state(trial: FrozenTrial, state: TrialState, values: list[float] | None) -> FrozenTrial:
     return create_trial(
-        state=TrialState.PRUNED,
-        values=trial.values,
+        state=state,
+        values=values,
         params=trial.params,
         distributions=trial.distributions,
         user_attrs=trial.user_attrs,

@@ -94,7 +94,7 @@ def test_a_confirmation_with_fewer_epochs_is_kept_under_another_name(tmp_path, e
     folder = tmp_path / "confirm"
     folder.mkdir()
     write_yaml(folder / "sweep.yaml", {"confirms": "sweep", **recorded})
-    confirm._archive_shorter(folder, max_epochs=epochs, first_max_epochs=4)
+    confirm._retire_earlier(folder, max_epochs=epochs, first_max_epochs=4)
     assert [each.name for each in tmp_path.iterdir()] == [kept]
 
 

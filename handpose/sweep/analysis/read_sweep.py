@@ -92,7 +92,6 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
     fixed_params, later = kept.get("fixed_params") or {}, history.spaces
     searched = read_searched_space(folder, config, trials, fixed_params=fixed_params, later=later)
     parameters, distributions, fixed = searched
-    constraints = (config.get("searcher") or {}).get("constraints") or {}
     rungs = None if course.has_steered_trials else _find_rungs(config, settings)  # a user selects from all trials
     record = SweepRecord(
         name=settings.name,
@@ -111,7 +110,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         selects_only_at_rungs=rungs is not None,
         fixed=fixed,
         failures=course.failures,
-        limits={name: limit for name, limit in constraints.items() if limit is not None},
+        limits=_read_limits(config),
         second_objective=_make_second_objective(table),
         confirmation=_read_confirmation(folder / "confirm" / "confirm.yaml"),
         retrained=_read_retraining(folder / "retrain"),
@@ -132,6 +131,11 @@ def _list_trial_records(folder: Path, history: History, course: "_Timeline", sto
         _make_trial_record(trial, course, tell_story(stories.get(number), metric), metric, measured.get(number, ()))
         for number, trial in sorted(history.trials.items())
     ]
+
+
+def _read_limits(config: Mapping[str, Any]) -> dict[str, float]:
+    constraints = (config.get("searcher") or {}).get("constraints") or {}
+    return {name: limit for name, limit in constraints.items() if limit is not None}
 
 
 def _list_space_changes(history: History, steered_at: Sequence[float]) -> list[SpaceChange]:
@@ -168,7 +172,7 @@ class _Timeline:
         perturbed: trials that the scheduler gave other parameters.
         steered_at: when the user changed the search space.
         has_steered_trials: whether the user has stopped, retried or kept a trial, or has raised the number of epochs
-            when some complete trials had no checkpoint to go on from.
+            when some complete trials had no checkpoint to continue from.
     """
 
     at: float = 0.0

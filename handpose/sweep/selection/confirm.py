@@ -115,9 +115,8 @@ def confirm_finalists(
         UserError, SweepInterruptedError, SweepHaltedError: as `run_sweep` raises them.
     """
     folder = sweep.path / CONFIRM_FOLDER
-    _archive_shorter(folder, max_epochs=table.max_epochs, first_max_epochs=sweep.max_epochs)
+    _retire_earlier(folder, max_epochs=table.max_epochs, first_max_epochs=sweep.max_epochs)
     sweep = replace(sweep, max_epochs=table.max_epochs)
-    (folder / CONFIRM_FILE).unlink(missing_ok=True)  # it may describe other finalists; the runs are kept
     amount = sweep.confirm if budget is None else ConfirmSettings(top_k=budget.top_k, seeds=budget.seeds)
     chosen = choose_candidates(table, defaults=defaults, top_k=amount.top_k)
     if not amount.is_enabled or not chosen:
@@ -141,13 +140,15 @@ def confirm_finalists(
         return _write_confirmation(folder, chosen, seeds, trained)
 
 
-def _archive_shorter(folder: Path, *, max_epochs: int, first_max_epochs: int) -> None:
-    """Rename a confirmation whose runs had fewer epochs, because the user has raised their number since.
+def _retire_earlier(folder: Path, *, max_epochs: int, first_max_epochs: int) -> None:
+    """Remove the confirm.yaml of an earlier confirmation, which may describe other finalists; the runs are kept.
 
-    Confirmations of earlier versions of the project, which do not record it, had the first number.
+    If they had fewer epochs, because the user has raised their number since, the whole folder is renamed. Confirmations
+    of earlier versions of the project, which do not record the number, had the first one.
     """
     if folder.is_dir() and read_yaml(folder / "sweep.yaml").get(_EPOCHS, first_max_epochs) != max_epochs:
         archive(folder)
+    (folder / CONFIRM_FILE).unlink(missing_ok=True)
 
 
 def choose_candidates(table: TrialTable, *, defaults: Mapping[str, Any], top_k: int) -> list[Candidate]:

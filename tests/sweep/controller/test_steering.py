@@ -545,7 +545,7 @@ def test_a_complete_trial_without_a_checkpoint_ends_and_its_result_counts_at_the
     assert answer.sentence.endswith("1 are stopped because they have no checkpoint")
     row = sweep.controller.history.table.rows[lost]
     assert (row.state, row.epochs) == ("stopped", 9)
-    assert row.reason.startswith("it has no checkpoint to go on from")
+    assert row.reason.startswith("it has no checkpoint to continue from")
     sweep.finish()
     ranked = [event.reason for event in sweep.events if isinstance(event, SegmentStarted) and event.epoch == 9]
     assert all(reason.num_compared == len(complete) for reason in ranked if reason is not None)
