@@ -237,9 +237,7 @@ _FORMATTERS: dict[str, tuple[_Formatter, tuple[str, ...]]] = {
     "retried_by_user": _format_words("retried by the user"),
     "sweep_paused": _format_words("the user has paused the sweep"),
     "epochs_raised": (_format_raised, ("cutoff",)),
-    "no_checkpoint": _format_words(
-        "it has no checkpoint to continue from, although the user has raised sweep.max_epochs"
-    ),
+    "no_checkpoint": _format_words("it has no checkpoint to continue from after the user has raised sweep.max_epochs"),
     "returned": _format_words("its function returned before the last epoch"),
 }
 """Rule -> function of the reason, the metric, the outcome and the epoch; and the fields that the function needs."""

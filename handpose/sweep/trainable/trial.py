@@ -95,8 +95,8 @@ class TrainingFunction:
         rungs: epochs at which a trial may pause.
         needs_costs: whether to measure costs (`trial_cost.measure_costs`), for constraints or a second objective.
         comparison_epochs: epochs at which trials are compared; pictures are drawn at these.
-        saves_last: whether to save a checkpoint after the last epoch, if any are saved. The trial continues from there if
-            the user raises `sweep.max_epochs`.
+        saves_last: whether to save a checkpoint after the last epoch, if any are saved. The trial continues from there
+            if the user raises `sweep.max_epochs`.
     """
 
     recipe: TrialRecipe
