@@ -13,6 +13,7 @@ from handpose.search.space import parse_space
 from handpose.search.study import PLACED_ATTRIBUTE, get_placed_params, get_trial_params, open_storage
 from tests.search.test_optuna_searcher import GRID, NUMBERS, SAMPLERS, TPE, list_states, read_study, run_alone
 from tests.search.test_optuna_searcher import make as make  # the fixture
+from tests.search.trial_feed import killed_after_trials
 
 DEFAULTS = {"optimizer.lr": 1e-3, "model.decoder.depth": 3, "heatmap.sigma": 0.04, "model/decoder": "pyramid"}
 NARROW = "optimizer.lr: tag(log, interval(1e-4, 1e-2))\nmodel.decoder.depth: range(2, 5)\n"
@@ -305,25 +306,14 @@ def test_a_resumed_sweep_proposes_the_same(make, write_space, order, is_lost):
 
 
 @pytest.mark.parametrize("num_stored", [0, 1, 4, 7])
-def test_a_sweep_that_is_killed_while_its_study_is_copied_copies_it_again(make, write_space, monkeypatch, num_stored):
+def test_a_sweep_that_is_killed_while_its_study_is_copied_copies_it_again(make, write_space, num_stored):
     space = write_space(NUMBERS)
     whole, killed = (make(space, TPE, folder=folder, defaults=DEFAULTS) for folder in ("whole", "killed"))
     for searcher in (whole, killed):
         run_alone(searcher, 8)
     change_space(whole, NARROW)
-    num_copied = []
-
-    def store_some(*arguments):
-        num_copied.append(1)
-        if len(num_copied) > num_stored:
-            raise KeyboardInterrupt
-        return store(*arguments)
-
-    store = killed._storage.create_new_trial
-    with monkeypatch.context() as patch:
-        patch.setattr(killed._storage, "create_new_trial", store_some)
-        with pytest.raises(KeyboardInterrupt):
-            change_space(killed, NARROW)
+    with killed_after_trials(killed, num_stored):
+        change_space(killed, NARROW)
     resumed = make(space, TPE, folder="killed", resume=True, defaults=DEFAULTS)
     resumed.snapshots = dict(killed.snapshots)
     replay(resumed, [(8, NARROW)], killed.snapshots)

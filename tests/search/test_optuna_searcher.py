@@ -29,7 +29,7 @@ from handpose.search.searcher import TrialSnapshot
 from handpose.search.space import load_space
 from handpose.search.study import COST_NAMES, ORIGIN_ATTRIBUTE, get_trial_params
 from handpose.search.warm_start import InitialTrials
-from tests.search.trial_feed import TrialFeed
+from tests.search.trial_feed import TrialFeed, killed_after_trials
 
 METRIC = "val/pa_mpjpe_mm"
 SPACE = "optimizer.lr: tag(log, interval(1e-5, 1e-1))\nmodel/decoder: choice(pyramid, effpose)\n"
@@ -1277,25 +1277,14 @@ def test_a_sweep_with_more_epochs_proposes_the_same_after_a_restart(make, write_
     assert read_study(resumed) == read_study(whole)
 
 
-def test_a_sweep_that_is_killed_while_its_study_is_copied_copies_it_again(make, write_space, monkeypatch):
+def test_a_sweep_that_is_killed_while_its_study_is_copied_copies_it_again(make, write_space):
     space = write_space(NUMBERS)
     whole, killed = (make(space, TPE, folder=folder) for folder in ("whole", "killed"))
     for searcher in (whole, killed):
         run_alone(searcher, 8)
     raise_epochs(whole, 9)
-    num_copied = []
-
-    def store_some(*arguments):
-        num_copied.append(1)
-        if len(num_copied) > 3:
-            raise KeyboardInterrupt
-        return store(*arguments)
-
-    store = killed._storage.create_new_trial
-    with monkeypatch.context() as patch:
-        patch.setattr(killed._storage, "create_new_trial", store_some)
-        with pytest.raises(KeyboardInterrupt):
-            killed.on_max_epochs(9)
+    with killed_after_trials(killed, 3):
+        killed.on_max_epochs(9)
     resumed = make(space, TPE, folder="killed", resume=True)
     resumed.snapshots = dict(killed.snapshots)
     raise_epochs(resumed, 9)

@@ -1,7 +1,10 @@
 """Searchers that tests notify of one event after the other, as a sweep's controller does it with snapshots."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import pytest
 
 from handpose.search.searcher import Searcher, TrialSnapshot
 
@@ -43,3 +46,21 @@ class TrialFeed:
     def _update(self, number, **changes):
         self.snapshots[number] = self.snapshots[number]._replace(**changes)
         self.searcher.on_trial_update(self.snapshots[number])
+
+
+@contextmanager
+def killed_after_trials(searcher, num_stored):
+    """The process is killed within the block, when the searcher has stored so many trials."""
+    num_left = [num_stored]
+
+    def store_some(*arguments):
+        if not num_left[0]:
+            raise KeyboardInterrupt
+        num_left[0] -= 1
+        return store(*arguments)
+
+    store = searcher._storage.create_new_trial
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searcher._storage, "create_new_trial", store_some)
+        with pytest.raises(KeyboardInterrupt):
+            yield

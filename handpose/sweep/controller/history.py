@@ -280,7 +280,6 @@ class History:
         gpus: GPUs that each trial holds, unless it has its own value.
         health: health of the nodes since the sweep was last opened.
         settings: the settings of the sweep, with the limits that the user has changed while it runs.
-        raised_epochs: the values to which the user has raised `sweep.max_epochs`, in order.
         search_changes: the commands of the user that the searcher must follow, in order.
         load_space: the function that makes a search space to which the user has changed; None if there is none.
         added: the configurations that the user has added and that have not been started yet, in order.
@@ -312,7 +311,6 @@ class History:
             is_running=lambda trial: self.table.rows[trial].state in ("running", "waiting"),
         )
         self.settings = settings
-        self.raised_epochs: list[int] = []
         self.search_changes: list[SearchChange] = []
         self.load_space = load_space
         self.added: list[AddedPoint] = []
@@ -417,6 +415,11 @@ class History:
     def list_complete_trials(self) -> list[int]:
         """List the numbers of the complete trials, in the order in which they were completed."""
         return list(self._complete)
+
+    @property
+    def raised_epochs(self) -> list[int]:
+        """The values to which the user has raised `sweep.max_epochs`, in order."""
+        return [change.max_epochs for change in self.search_changes if change.max_epochs is not None]
 
     @property
     def spaces(self) -> list[SpaceRecord]:
@@ -928,7 +931,6 @@ class History:
     def _apply_more_epochs(self, event: SweepSteered) -> None:
         """Let complete trials go on, as the scheduler has decided, and end those that have no checkpoint."""
         max_epochs = int(event.limits["max_epochs"] or 0)
-        self.raised_epochs.append(max_epochs)
         self.search_changes.append(SearchChange(len(self.trials), max_epochs=max_epochs))
         self.table.max_epochs = max_epochs
         states: Mapping[str, TrialState] = {"continue": "waiting", "pause": "paused", "stop": "stopped"}

@@ -95,8 +95,7 @@ def confirm_finalists(
 
     Args:
         table: trials of the sweep.
-        sweep: settings of the sweep, which has ended. The runs have the epochs of the table, to which the user may have
-            raised them.
+        sweep: settings of the sweep, which has ended. The runs have as many epochs as the table says.
         cluster: settings of Ray.
         space: search space.
         defaults: configuration key -> value of the default configuration.
