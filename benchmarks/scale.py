@@ -319,12 +319,12 @@ _TPE = partial(TPESampler, n_startup_trials=5, constant_liar=True)
 SAMPLERS: Mapping[str, Callable[[], Callable[..., BaseSampler]]] = {
     "random": lambda: RandomSampler,
     "configured": _make_configured_sampler,
-    "no group": lambda: partial(_TPE, multivariate=True),
-    "no multivariate": lambda: _TPE,
-    "8 candidates": lambda: partial(_TPE, multivariate=True, group=True, n_ei_candidates=8),
-    "no liar": lambda: partial(_TPE, multivariate=True, group=True, constant_liar=False),
+    "8 candidates": lambda: partial(_TPE, n_ei_candidates=8),
+    "no liar": lambda: partial(TPESampler, n_startup_trials=5),
+    "multivariate": lambda: partial(_TPE, multivariate=True),
+    "multivariate, group": lambda: partial(_TPE, multivariate=True, group=True),
 }
-"""The configured sampler, and the same without groups of conditional parameters, without a joint model, and so on."""
+"""The configured sampler, and the same with fewer candidates, without regard to running trials, and so on."""
 
 
 def measure_proposals_ms(num_trials: int) -> dict[str, float]:
