@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 
@@ -13,7 +14,7 @@ from handpose.errors import UserError
 from handpose.search.distributions import round_to_distribution
 from handpose.search.encoding import ParamsEncoder
 from handpose.search.points import draw_trial, place_values
-from handpose.search.space import IndependentSampler, Params, Space
+from handpose.search.space import Params, Space
 
 _NUM_RANDOM = 500
 _MEAN_CHANGES = 1.5
@@ -114,6 +115,12 @@ class CandidatePool:
         trial, params = draw_trial(self._space, sampler)
         return Candidate(trial.params, trial.distributions, params)
 
+    def _place(self, point: Params, sampler: RandomSampler) -> Candidate:
+        """Return the candidate with these draws; those that are missing, or that do not fit, are drawn at random."""
+        trial = _PointTrial(point, sampler)
+        params = self._space.sample(trial)
+        return Candidate(trial.params, trial.distributions, params)
+
     def _change(self, candidate: Candidate, rng: np.random.Generator, sampler: RandomSampler) -> Candidate:
         """Change some draws: a number by a small step or to any other, a choice to any other."""
         names = [name for name, distribution in candidate.distributions.items() if not distribution.single()]
@@ -125,29 +132,37 @@ class CandidatePool:
             if isinstance(distribution, (FloatDistribution, IntDistribution)) and rng.random() < 0.5:
                 point[name] = _step(candidate.draws[name], distribution, rng)
         try:
-            return self._draw(_PointSampler(point, otherwise=sampler))
+            return self._place(point, sampler)
         except UserError:  # the space rejects the combination
             return candidate
 
 
-class _PointSampler(IndependentSampler):
-    """Returns given draws by name, and draws the others. An Optuna trial with fixed parameters would copy them often.
+class _PointTrial(optuna.trial.FixedTrial):
+    """A trial with given draws. Unlike Optuna's, it draws those that are missing or do not fit a conditional range.
+
+    A trial of a study asks its sampler and its storage for each draw, and takes several times as long.
 
     Args:
         point: name -> drawn value.
-        otherwise: draws what is missing or does not fit a conditional range.
+        otherwise: draws the others.
     """
 
-    def __init__(self, point: Params, *, otherwise: BaseSampler) -> None:
-        self._point, self._otherwise = point, otherwise
+    def __init__(self, point: Params, otherwise: RandomSampler) -> None:
+        super().__init__(dict(point))
+        self._otherwise = otherwise
 
-    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
-        if param_name in self._point:
-            value = self._point[param_name]
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if name not in self._suggested_params:
+            self._distributions[name] = distribution
+            self._suggested_params[name] = self._find_value(name, distribution)
+        return self._suggested_params[name]
+
+    def _find_value(self, name: str, distribution: BaseDistribution) -> Any:
+        if name in self._params:
             with contextlib.suppress(ValueError):  # it is not among the choices
-                if param_distribution._contains(param_distribution.to_internal_repr(value)):
-                    return value
-        return self._otherwise.sample_independent(study, trial, param_name, param_distribution)
+                if distribution._contains(distribution.to_internal_repr(self._params[name])):
+                    return self._params[name]
+        return self._otherwise.sample_independent(None, None, name, distribution)  # type: ignore[arg-type]
 
 
 def _step(value: float, distribution: FloatDistribution | IntDistribution, rng: np.random.Generator) -> float:
