@@ -265,6 +265,9 @@ METHODS: Mapping[str, Callable[[Task, Any], Method]] = {
     "ASHA + random": _make_ours("scheduler=asha", "searcher=random"),
     WITHOUT_PRIOR: _make_ours(*_ASHA_TPE),
     **WITH_PRIOR,
+    "ASHA + multivariate TPE": _make_ours(
+        *_ASHA_TPE, *(f"searcher.sampler.{key}=true" for key in ("multivariate", "group"))
+    ),
     "ASHA + curves": _make_ours("scheduler=asha", "searcher=curves"),
     "ASHA promote + curves": _make_ours("scheduler=asha", "scheduler.mode=promote", "searcher=curves"),
     "freeze-thaw + curves": _make_ours("scheduler=freeze_thaw", "searcher=curves"),

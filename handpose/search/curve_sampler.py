@@ -1,6 +1,9 @@
 """An Optuna sampler that proposes the configuration whose training is worth most, by a model of learning curves."""
 
+import heapq
+import operator
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +20,11 @@ from handpose.search.encoding import interpolate, predict_seconds
 from handpose.search.study import get_placed_params
 
 _NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 200, 60, 5
+_PARAMETERS_PER_ROUND, _NUM_BEST = 6, 8
+"""Number of parameters for each round in which the best candidates are changed. In the space `full` of about 20, three
+rounds save a third of the slot-seconds that none need, and eight no more. In `default`, three parameters, they cost a
+fifth: the candidates are near the best one anyway, and more variety is better (benchmarks/search.py, 16 and 8 seeds).
+"""
 _MAX_RISK = 0.5
 """Configurations that fail with a larger probability are not proposed, unless there are no others."""
 
@@ -27,12 +35,22 @@ class _StartedTrial(NamedTuple):
     trial: FrozenTrial
 
 
+class _RatedCandidate(NamedTuple):
+    candidate: Candidate
+    worth: float
+    final_loss: float
+    risk: float
+
+
+_get_worth = operator.attrgetter("worth")
+
+
 class CurveSampler(BaseSampler):
     """Proposes the configuration whose training is worth most (`handpose.search.curve_worth`).
 
     It learns from every reported epoch of all trials: complete, stopped, paused and running ones. A trial that failed
-    or was infeasible tells only that similar ones may be, too. The candidates are random configurations, and changed
-    ones of the trials that are expected to end best.
+    or was infeasible tells only that similar ones may be, too. The candidates are random configurations, changed ones
+    of the trials that are expected to end best, and, in a few rounds, changed ones of the best candidates so far.
 
     Args:
         pool: draws the candidates from the search space.
@@ -108,17 +126,32 @@ class CurveSampler(BaseSampler):
         fit_model(model, curves, epochs)
         forecast = CurveForecast(model, curves, self._max_epochs, epochs)
         good = [usable[place].candidate for place in forecast.find_best_trials(_NUM_GOOD)]
-        candidates, places = self._pool.draw(self._rng, num_random=_NUM_RANDOM, good=good, num_changed=_NUM_CHANGED)
-        seconds = self._predict_seconds(usable, places)
-        options = [Option(place, None, 0, epoch_s, 0.0) for place, epoch_s in zip(places, seconds, strict=True)]
-        rating = forecast.rate(options)
+        rate = partial(self._rate, forecast, begun, usable)
+        rated = rate(*self._pool.draw(self._rng, num_random=_NUM_RANDOM, good=good, num_changed=_NUM_CHANGED))
+        for _ in range(self._pool.num_parameters // _PARAMETERS_PER_ROUND):
+            best = [each.candidate for each in heapq.nlargest(_NUM_BEST, rated, key=_get_worth)]
+            rated += rate(*self._pool.draw(self._rng, num_random=0, good=best, num_changed=_NUM_CHANGED))
         tried = {to_json_text(each.candidate.params) for each in begun}
-        risk = _predict_risk(begun, places)
-        is_new = np.array([to_json_text(each.params) not in tried for each in candidates])
-        is_safe = is_new & (risk <= _MAX_RISK)
-        best = int(np.argmax(np.where(is_safe if is_safe.any() else is_new, rating.worth * (1 - risk), -1.0)))
-        self._expected_loss = sign * float(rating.final_loss[best])
-        return candidates[best]
+        new = [each for each in rated if to_json_text(each.candidate.params) not in tried]
+        safe = [each for each in new if each.risk <= _MAX_RISK]
+        chosen = max(safe or new or rated, key=_get_worth)
+        self._expected_loss = sign * chosen.final_loss
+        return chosen.candidate
+
+    def _rate(
+        self,
+        forecast: CurveForecast,
+        begun: Sequence[_StartedTrial],
+        usable: Sequence[_StartedTrial],
+        candidates: Sequence[Candidate],
+        vectors: np.ndarray,
+    ) -> list[_RatedCandidate]:
+        """Rate candidates and their vectors (n, d); those that may fail are worth less."""
+        seconds = self._predict_seconds(usable, vectors)
+        options = [Option(vector, None, 0, epoch_s, 0.0) for vector, epoch_s in zip(vectors, seconds, strict=True)]
+        rating, risk = forecast.rate(options), _predict_risk(begun, vectors)
+        columns = (rating.worth * (1 - risk), rating.final_loss, risk)
+        return list(map(_RatedCandidate, candidates, *(column.tolist() for column in columns)))
 
     def _read_losses(self, trial: FrozenTrial, sign: float) -> Mapping[int, float]:
         if not trial.intermediate_values and trial.state == TrialState.COMPLETE and trial.values:
