@@ -38,6 +38,7 @@ for change in (sleeping.start, sleeping.stop, sleeping.start):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or count_cores() < 2, reason="needs GNU OpenMP and two cores")
+@pytest.mark.slow
 def test_threads_spin_after_an_operation_except_while_they_are_to_sleep():
     """Counted in processor time, which does not depend on what else the machine does."""
     kept = {name: value for name, value in os.environ.items() if name not in (*WAIT_VARIABLES, "OMP_NUM_THREADS")}

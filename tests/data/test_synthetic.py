@@ -186,6 +186,7 @@ def test_the_pictures_of_this_version_are_pinned(folder):
     assert [*wrist, *tip] == pytest.approx(PINNED, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_is_taken_for_whole(tmp_path):
     parameters = {**PARAMETERS, "num_train": 4000, "num_workers": 1}
     script = f"from handpose.data.synthetic import Synthetic\nSynthetic({str(tmp_path)!r}, **{parameters!r}).generate()"
@@ -231,6 +232,7 @@ def test_a_set_that_has_lost_a_file_is_drawn_again(folder, tmp_path, lost):
     assert contents(make(tmp_path).generate()) == contents(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_one_set(folder, tmp_path):
     script = (
         "import os, sys\nfrom handpose.data.synthetic import Synthetic\n"

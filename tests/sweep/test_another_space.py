@@ -38,6 +38,8 @@ CODE = SpaceRecord(
     "            'data.batch_size': trial.suggest_categorical('data.batch_size', [16, 32])}\n",
 )
 
+pytestmark = pytest.mark.slow
+
 
 def give(folder, space):
     """Give the command to a sweep."""

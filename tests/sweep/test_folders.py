@@ -12,6 +12,7 @@ from tests.sweep.sweeps import make_settings, run_small_sweep
 NAMES = ["my thesis", "it's [1] & $HOME", "100% #1? größe", 'a;b "c" `d` (e) *', "back\\slash {x},y=z"]
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_and_goes_on_in_any_folder(ray_started, tmp_path, write_space):
     name = " ".join(NAMES)
     settings = make_settings(tmp_path / name / "first", num_trials=1, max_epochs=1)

@@ -35,6 +35,7 @@ def run_one_of_two(rank):
     return train_two_steps(net, make_pictures()[4 * rank :][:4])
 
 
+@pytest.mark.slow
 def test_two_processes_normalise_as_one_that_has_the_whole_batch(tmp_path):
     """Outputs, gradients averaged over the processes as DDP does it, and running statistics: against torch's."""
     (first, first_grads, buffers), (second, second_grads, others) = run_in_two_processes(run_one_of_two, tmp_path)

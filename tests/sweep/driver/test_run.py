@@ -172,6 +172,7 @@ def test_a_grid_is_tried_whole_and_each_point_once(sweep, write_space):
     assert all(trial.state == TrialState.COMPLETE for trial in open_study(folder).trials)
 
 
+@pytest.mark.slow
 def test_a_spent_time_budget_leaves_no_trial_running_and_a_larger_one_lets_the_sweep_go_on(sweep, write_space):
     space = write_space(GROWING)
     changes = {"max_epochs": 8, "num_trials": 3, "time_budget_s": 2.0}
@@ -211,6 +212,7 @@ def test_a_population_is_as_large_as_it_was_asked_for_in_a_space_with_fewer_poin
     assert len(table.rows) == 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_leaves_nothing_running_and_goes_on_where_it_was(sweep, write_space, tmp_path):
     folder, space = tmp_path / "sweep", write_space(GROWING)
 

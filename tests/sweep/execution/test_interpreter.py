@@ -41,6 +41,7 @@ def run(python: Path, code: str, **more: str) -> "subprocess.CompletedProcess[st
     return subprocess.run([python, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_workers_start_where_the_shell_would_split_the_path_of_python_and_of_temporary_files(tmp_path):
     python = make_interpreter(tmp_path / 'my thesis [b] $HOME & ; (c) "d" `e` * größe' / ".venv")
     with tempfile.TemporaryDirectory(prefix="a b [c] $d&", dir="/tmp") as folder:  # short enough for sockets

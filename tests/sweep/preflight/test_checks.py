@@ -559,6 +559,7 @@ def test_the_data_is_surveyed_as_it_is_trained_on(small):
     assert found.fingerprint == summarise_data(compose("train", small)).fingerprint
 
 
+@pytest.mark.slow
 def test_real_networks_are_measured(run_in_worker):
     text = "optimizer.lr: interval(0.001, 0.01)\nmodel.decoder.width: range(16, 65, 16)"
     told = run_in_worker(text, preflight="brief", confirm=ConfirmSettings(top_k=3, seeds=2))
@@ -571,6 +572,7 @@ def test_real_networks_are_measured(run_in_worker):
     assert " with it" in told
 
 
+@pytest.mark.slow
 def test_the_parameter_that_cannot_be_trained_is_named(run_in_worker):
     text = "optimizer.lr: interval(0.001, 0.01)\nmodel.decoder.width: choice(48, 1000000000000)"
     named = r"space.yaml: model.decoder.width=1000000000000 cannot be trained, because there is not enough memory"

@@ -362,6 +362,7 @@ def test_a_sweep_in_a_store_is_looked_at_without_its_checkpoints(simulate, capsy
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_with_workers_is_whole_in_its_store(ray_started, tmp_path, write_space, capsys):
     """The folder is lost before the last trials are asked for, and the study with it."""
     space = write_space(SPACE)

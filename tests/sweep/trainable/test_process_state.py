@@ -54,6 +54,7 @@ def test_what_cannot_be_read_at_the_beginning_is_left_alone():
         assert torch.get_default_dtype() == torch.float32
 
 
+@pytest.mark.slow
 def test_a_training_in_a_used_process_is_that_of_a_fresh_one_bit_for_bit(tmp_path):
     data = write_freihand(tmp_path / "freihand", num_poses=24, variants=1, num_test=6, size=64)
     command = [sys.executable, "-m", "tests.sweep.trainable.side_effects", str(data), str(tmp_path)]

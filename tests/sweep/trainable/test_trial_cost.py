@@ -115,11 +115,13 @@ def test_memory_is_that_of_weights_gradients_and_optimizer(optimizer, num_copies
     assert watch.memory_mb == pytest.approx(4.0 * num_copies, rel=0.01)
 
 
+@pytest.mark.slow
 def test_memory_does_not_depend_on_what_ran_before(measure):
     small, _, again = measure("data.batch_size=4"), measure("data.batch_size=16"), measure("data.batch_size=4")
     assert again.memory_mb == pytest.approx(small.memory_mb, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_as_activations_do(measure):
     memory_mb = [measure(f"data.batch_size={size}").memory_mb for size in (4, 8, 16)]
     assert memory_mb[2] - memory_mb[1] == pytest.approx(2 * (memory_mb[1] - memory_mb[0]), rel=0.1)
@@ -209,6 +211,7 @@ def test_a_trial_takes_its_epochs_and_validations(measure):
     assert cost.trial_s == 10.0 + 4 * 3 * 1.0 + 2 * 1 * 0.5
 
 
+@pytest.mark.slow
 def test_configurations_that_train_alike_leave_the_same_trace(measure):
     assert measure("heatmap.sigma=0.02").trace != measure("heatmap.sigma=0.03").trace
     unread = [measure("loss=coordinate_mse", f"heatmap.sigma={sigma}").trace for sigma in (0.02, 0.03)]
