@@ -33,6 +33,7 @@ for set_up in (keep_freed_memory, lambda: None):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+@pytest.mark.slow
 def test_memory_that_is_kept_is_not_cleared_by_the_kernel_again():
     # 0 to 110,000 on a machine that has nothing else to do; with much else the kernel takes some pages back by itself.
     done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)

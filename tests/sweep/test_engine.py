@@ -150,6 +150,7 @@ def test_plain_brackets_depend_on_the_global_generator_and_ours_on_the_seed():
     assert ours(0, noise=0) != ours(1, noise=0)
 
 
+@pytest.mark.slow
 def test_a_plain_searcher_is_asked_for_one_trial_at_a_time_and_ours_for_all_slots(ray_started, write_space, tmp_path):
     assert _get_max_pending_trials(SearchGenerator(make_plain_searcher())) == 1
     run_small_sweep(make_settings(tmp_path / "sweep", num_trials=2), write_space(SPACE), slow_start, scheduler=Fifo)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -52,6 +53,7 @@ def run_one_of_two(root, rank):
     return run_step(root, BatchShare(rank, 2))
 
 
+@pytest.mark.slow
 def test_gradients_and_statistics_are_those_of_the_whole_batch(tmp_path):
     halves = run_in_two_processes(partial(run_one_of_two, tmp_path), tmp_path)
     (first, seen, off_first), (second, _, off_second) = halves

@@ -152,6 +152,7 @@ def test_diverged_and_crashed_trials_fail_in_the_study_and_the_sweep_goes_on(swe
     assert math.isnan(csv.loc[1, METRIC])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_sweep_with_one_trial_at_a_time(sweep, write_space):
     tables = [
         sweep(write_space(SPACE), curve, sampler=make_tpe(), seed=3, name=name, num_trials=7, max_concurrent=1)[0]
@@ -201,6 +202,7 @@ def test_a_sweep_ends_when_its_space_has_no_other_point_and_says_so(sweep, write
     assert len(said) == 1
 
 
+@pytest.mark.slow
 def test_a_population_is_as_large_as_it_was_asked_for_in_a_space_with_fewer_points(sweep, write_space):
     space = write_space("optimizer.lr: choice(0.02, 0.3)\nmodel.decoder.depth: 1")
     values = {"perturbation_interval": 1, "quantile_fraction": 0.5, "resample_probability": 0.5, "max_epochs": 4}
@@ -470,6 +472,7 @@ def test_ray_has_less_memory_for_trials_than_the_machine(ray_started):
     assert 0 < ray.cluster_resources()["memory"] < 0.95 * measure_memory().total
 
 
+@pytest.mark.slow
 def test_trials_run_at_a_time_as_memory_allows_also_when_the_sweep_goes_on(ray_started, tmp_path, write_space, capfd):
     """Two cores, but memory for one: what the preflight measured is kept for the resume."""
     process_mb = 0.6e-6 * ray.cluster_resources()["memory"]
