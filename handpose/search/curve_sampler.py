@@ -21,10 +21,9 @@ from handpose.search.study import get_placed_params
 
 _NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 200, 60, 5
 _PARAMETERS_PER_ROUND, _NUM_BEST = 6, 8
-"""Number of parameters for each round in which the best candidates are changed. In the space `full` of about 20, three
-rounds save a third of the slot-seconds that none need, and eight no more. In `default`, three parameters, they cost a
-fifth: the candidates are near the best one anyway, and more variety is better (benchmarks/search.py, 16 and 8 seeds).
-"""
+"""Number of parameters for each round in which the best candidates are changed. In the space `full` of 23, three rounds
+save a third of the slot-seconds that none need, and eight no more (benchmarks/search.py, 16 seeds). In `default`, three
+parameters, three rounds seemed to cost a fifth (8 seeds, with another fit of the model)."""
 _MAX_RISK = 0.5
 """Configurations that fail with a larger probability are not proposed, unless there are no others."""
 
