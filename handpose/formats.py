@@ -44,6 +44,12 @@ RENAMED_KEYS = {
 The command line still accepts the former names, with a warning.
 """
 
+FORMER_DEFAULTS = {
+    "searcher.sampler.multivariate": None,  # joint with one objective, until 2026-11
+    "searcher.sampler.group": True,
+}
+"""A configuration key -> its default in earlier versions, which a sweep that was begun with it keeps when resumed."""
+
 _RENAMED_ENTRIES = {"held": "fixed_params"}
 """A key of sweep.yaml in files before format 4 -> its name now."""
 

@@ -23,6 +23,7 @@ from handpose.predict import main as predict
 from handpose.sweep.analysis.read_sweep import read_sweep
 from handpose.sweep.analysis.report import write_report
 from handpose.sweep.audit.audit import audit
+from handpose.sweep.driver.resume import load_recorded_task
 from handpose.sweep.record.events import read_events
 from handpose.sweep.why import tell_story_of
 from handpose.yaml_files import read_yaml
@@ -56,6 +57,13 @@ def test_its_keys_are_read_under_their_new_names(folder):
     assert now["config"]["sweep"]["divergence_factor"] == before["config"]["sweep"]["explosion_factor"]
     assert now["config"]["searcher"]["points_to_evaluate"] == before["config"]["searcher"]["first"]
     assert not {"set_aside_after", "explosion_factor", "first"} & {*now["config"]["sweep"], *now["config"]["searcher"]}
+
+
+def test_its_sampler_keeps_the_defaults_of_its_time(folder):
+    task = load_recorded_task(folder, [])
+    assert task.config.searcher.sampler.multivariate is None
+    assert task.config.searcher.sampler.group is True
+    assert {"searcher.sampler.multivariate=null", "searcher.sampler.group=true"} <= set(task.overrides)
 
 
 def test_its_report_has_its_trials_and_rungs(folder):

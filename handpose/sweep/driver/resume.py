@@ -19,7 +19,7 @@ from handpose.budget import BudgetSettings
 from handpose.config import compose, list_location_overrides, override_key, quote_override, to_plain_values
 from handpose.errors import UserError, join_lines
 from handpose.files import expand_home, write_atomically
-from handpose.formats import SWEEP_YAML_FORMAT, upgrade
+from handpose.formats import FORMER_DEFAULTS, SWEEP_YAML_FORMAT, upgrade
 from handpose.metrics.validation import get_direction
 from handpose.program import list_given_keys, list_task_overrides
 from handpose.search.space import Space, fix_params, flatten_config, list_keys, load_space, parse_space
@@ -335,6 +335,7 @@ def load_recorded_task(
     place |= {} if storage is None else {"sweep.storage": storage}
     replaced = {*place, *(override_key(item) for item in (*new, *here))}
     kept = [item for item in record["overrides"] if override_key(item) not in replaced]
+    kept += _list_former_defaults(record)
     kept_keys = {override_key(item) for item in kept}  # they may set locations too; workers apply them last
     before = (
         record["locations"]
@@ -407,6 +408,17 @@ def _read_steered_limits(folder: Path, record: Mapping[str, Any]) -> tuple[dict[
         values |= {f"sweep.{name}": value for name, value in event.limits.items() if name in LIMITS}
         last = event.intervention
     return values, last
+
+
+def _list_former_defaults(record: Mapping[str, Any]) -> list[str]:
+    """Return an override for each key that has the default of an earlier version, and that is not an override yet."""
+    recorded = flatten_config(record["config"])
+    given = {override_key(item) for item in record["overrides"]}
+    return [
+        quote_override(key, value)
+        for key, value in FORMER_DEFAULTS.items()
+        if key in recorded and recorded[key] == value and key not in given
+    ]
 
 
 def _replace_overrides(record: dict[str, Any], values: Mapping[str, Any]) -> None:
