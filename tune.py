@@ -10,6 +10,7 @@ from handpose.report.budget import format_budget_use
 from handpose.report.notify import Notifier, format_result, notify_of_end, open_addresses
 from handpose.report.pareto_front import format_front
 from handpose.report.summary import format_summary
+from handpose.sweep.analysis.read_sweep import read_combined_seeds
 from handpose.sweep.analysis.report import REPORT_FILE, write_report
 from handpose.sweep.analysis.status import print_status
 from handpose.sweep.budgeted_plan import plan_within_budget, resolve_auto_budget, resolve_finish_by
@@ -81,7 +82,8 @@ def run_steps(
         confirmed=confirmed,
     )
     clock.enter("retraining")
-    retrained = plan.retrain_winner(winner, table, use_val=use_val) if sweep.retrain else None
+    retrained = plan.retrain_winner(winner, table) if sweep.retrain else None
+    combined = read_combined_seeds(folder / "retrain") if sweep.retrain else None
     clock.enter("report")
     found = format_summary(
         table=table,
@@ -89,12 +91,14 @@ def run_steps(
         defaults=plan.task.defaults,
         confirmed=confirmed,
         retrained=retrained,
+        combined=combined,
         train_on_val=use_val,
         folder=folder,
     )
     print(*filter(None, [format_front(table), found, spent]), sep="\n", flush=True)
     print(write_report([folder], folder / REPORT_FILE, scientific=plan.task.config.report.scientific).text)
-    notifier.send("finished", format_result(table, winner, retrained, folder / REPORT_FILE))
+    measured = retrained if combined is None else combined.mean
+    notifier.send("finished", format_result(table, winner, measured, folder / REPORT_FILE))
     if clock.is_limited:
         clock.count_used_s()
         print(format_budget_use(clock.seconds, limit=clock.describe_limit()))

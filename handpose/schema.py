@@ -33,6 +33,8 @@ _TYPES: dict[str, Any] = {
     "best": str | None,
     "train_on_val": bool,
     "retrain.use_val": bool,
+    "retrain.seeds": _COUNT,
+    "retrain.predict": Literal["ensemble", "best", "first"],
     "report.scientific": str | None,
     "notify.events": list[Literal["finished", "failed", "interrupted", "new_best", "quarantined"]],
     "notify.gap_s": Annotated[float, Field(ge=0)],

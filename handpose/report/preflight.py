@@ -96,12 +96,20 @@ def format_confirm_cost(*, num_runs: int, work: WorkEstimate) -> str:
     return f"to confirm  {num_runs} runs at most, afterwards: {_format_work(work)}"
 
 
-def format_retrain_cost(*, epochs: int, num_devices: int, wall_s: float) -> str:
-    """Format what the retraining of the winner takes at the measured speed of trials."""
+def format_retrain_cost(*, epochs: int, num_seeds: int, num_devices: int, wall_s: float) -> str:
+    """Format what the retraining of the winner takes at the measured speed of trials.
+
+    Args:
+        epochs: number of epochs, of all seeds together.
+        num_seeds: number of seeds.
+        num_devices: devices that share each batch.
+        wall_s: seconds.
+    """
+    seeds = "" if num_seeds == 1 else f" with {num_seeds} seeds"
     devices = f"{num_devices} device{'' if num_devices == 1 else 's'}"
     return (
-        f"to retrain  {epochs} epochs on {devices}, afterwards: about {_format_rough_duration(wall_s)} at the speed of "
-        "a trial"
+        f"to retrain  {epochs} epochs{seeds} on {devices}, afterwards: about {_format_rough_duration(wall_s)} at the "
+        "speed of a trial"
     )
 
 

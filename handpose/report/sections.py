@@ -31,7 +31,7 @@ from handpose.report.search_sections import (
     format_param,
 )
 from handpose.report.slot_time import account_slot_time
-from handpose.report.sweep_record import Confirmation, Interval, SweepRecord, TrialRecord
+from handpose.report.sweep_record import CombinedSeeds, Confirmation, Interval, SweepRecord, TrialRecord
 from handpose.report.trial_table import STATES, shorten_names
 from handpose.report.utilisation_section import add_utilisation_section
 
@@ -402,11 +402,34 @@ def _add_retrained(page: HtmlPage, record: SweepRecord) -> None:
             "eval.py, which allows a reflection. pa_mpjpe_mm and pck_auc never reflect a hand. The sweep optimised "
             f"{record.metric}."
         )
+    _add_seeds(page, record.retrained.combined)
     for kind, title in (("worst", "Its worst hands"), ("best", "Its best hands"), ("other", "Some of its predictions")):
         hands = [hand for hand in record.retrained.hands if hand.kind == kind]
         if hands:
             page.add_text(f"{title} of the test split; the thin white line is the truth, where it is known.")
             page.add_markup(BLOCKS.pictures([(hand.jpeg, _format_caption(hand.name, hand.error_mm)) for hand in hands]))
+
+
+def _add_seeds(page: HtmlPage, combined: CombinedSeeds | None) -> None:
+    """Add a table of the test metrics over the seeds of the retraining."""
+    if combined is None or not combined.mean:
+        return
+    rows = [
+        [
+            name.partition("/")[2],
+            f"{mean:.4g}",
+            f"{combined.deviation[name]:.2g}",
+            f"{combined.metrics[name]:.4g}" if name in combined.metrics else "",
+        ]
+        for name, mean in combined.mean.items()
+    ]
+    page.add_text(
+        f"The winner was retrained with {len(combined.seeds)} seeds ({', '.join(map(str, combined.seeds))}); the table "
+        "above is that of the first one. The predictions and pictures in combined/ are those of "
+        f"{combined.describe_predictions()}."
+    )
+    titles = ["test metric", "mean of the seeds", "standard deviation", "of the predictions"]
+    page.add_markup(BLOCKS.table(titles, rows, numeric=range(1, 4)))
 
 
 def _format_caption(name: str, error_mm: float) -> str:

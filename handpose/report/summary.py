@@ -9,6 +9,7 @@ from handpose.config import quote_override
 from handpose.metrics.official import format_official_pa_mpjpe
 from handpose.plain_values import is_equal
 from handpose.report.formatting import format_interval, format_metric, format_metric_value, format_value
+from handpose.report.sweep_record import CombinedSeeds
 from handpose.report.trial_table import TrialRow, TrialTable
 
 
@@ -19,6 +20,7 @@ def format_summary(
     defaults: Mapping[str, Any],
     confirmed: Mapping[str, Any] | None = None,
     retrained: Mapping[str, float] | None,
+    combined: CombinedSeeds | None = None,
     train_on_val: bool = False,
     folder: Path,
 ) -> str:
@@ -31,6 +33,7 @@ def format_summary(
         confirmed: the content of confirm.yaml; None if there was no confirmation.
         retrained: metrics of the retrained winner, including those under `test/` and `baseline/` if they were measured;
             None if it was not retrained.
+        combined: the results of all seeds of the retraining; None if there is only one.
         train_on_val: whether the winner was retrained on the validation split too.
         folder: folder of the sweep.
     """
@@ -38,7 +41,9 @@ def format_summary(
     lines += _format_confirmation(confirmed, len(table.rows))
     lines.append(_format_changes(winner, defaults))
     if retrained:
-        lines.append(_format_retrained(retrained, metric=table.metric, train_on_val=train_on_val))
+        means = retrained if combined is None else {**retrained, **combined.mean}
+        lines.append(_format_retrained(means, metric=table.metric, train_on_val=train_on_val))
+        lines += [] if combined is None else _format_seeds(combined)
     lines.append(f"files       {folder}: best.yaml, trials.csv, sweep.yaml, study/, tensorboard/")
     if confirmed is not None:
         lines.append(f"            {folder / 'confirm'}: confirm.yaml, trials.csv, tensorboard/")
@@ -50,6 +55,9 @@ def format_summary(
         lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; {use}")
     if retrained is not None:
         lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
+    if combined is not None:
+        others = ", ".join(f"seed_{seed}/" for seed in combined.seeds[1:])
+        lines.append(f"            and the same in {others} and, of {combined.describe_predictions()}, combined/")
     lines.append(f"view        tensorboard --logdir {shlex.quote(str(folder))}")
     lines.append("train again " + shlex.join(["python", "train.py", quote_override("best", str(folder / "best.yaml"))]))
     return "\n".join(lines)
@@ -95,6 +103,20 @@ def _format_other_candidates(confirmed: Mapping[str, Any]) -> list[str]:
     else:
         lines.append(f"gain        unknown: {confirmed['unknown']['gain_over_default']}")
     return lines
+
+
+def _format_seeds(combined: CombinedSeeds) -> list[str]:
+    """Format between which seeds the metrics are means, and what the predictions reach that were written."""
+    name = "test/pa_mpjpe_mm"
+    if name not in combined.mean:
+        return []
+    seeds = ", ".join(map(str, combined.seeds))
+    deviation = format_metric_value(name, combined.deviation[name])
+    reached = format_metric(name, combined.metrics[name])
+    return [
+        f"            means of the seeds {seeds}, with a standard deviation of {deviation} mm; "
+        f"{combined.describe_predictions()}: {reached}"
+    ]
 
 
 def _format_changes(winner: TrialRow, defaults: Mapping[str, Any]) -> str:

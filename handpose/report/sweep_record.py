@@ -317,16 +317,47 @@ class HandPicture(NamedTuple):
 
 
 @dataclass(frozen=True)
+class CombinedSeeds:
+    """What the networks of all seeds reach with which a winner was retrained.
+
+    Attributes:
+        seeds: the seeds.
+        mean: metric of the test split -> mean over the seeds; NaN if it is unknown for one of them.
+        deviation: metric of the test split -> standard deviation between the seeds.
+        predict: whose predictions were written: `ensemble`, `best` or `first`.
+        predicted_by: the seeds of these networks.
+        metrics: metric of the test split -> value of these predictions.
+    """
+
+    seeds: Sequence[int]
+    mean: Mapping[str, float]
+    deviation: Mapping[str, float]
+    predict: str
+    predicted_by: Sequence[int]
+    metrics: Mapping[str, float]
+
+    def describe_predictions(self) -> str:
+        """Describe in a few words whose predictions were written."""
+        if self.predict == "ensemble":
+            return f"the mean of the {len(self.seeds)} networks"
+        which = "best on validation" if self.predict == "best" else "first"
+        return f"the network with seed {self.predicted_by[0]}, the {which}"
+
+
+@dataclass(frozen=True)
 class RetrainedWinner:
     """The winner, retrained with its full schedule.
 
     Attributes:
-        metrics: metric -> value, including those under `test/` and `baseline/` if they were measured.
+        metrics: metric -> value, including those under `test/` and `baseline/` if they were measured. If there are
+            several seeds, they are those of the first one.
         hands: test images with predictions.
+        combined: the results of all seeds; None if there is only one.
     """
 
     metrics: Mapping[str, float]
     hands: Sequence[HandPicture] = ()
+    combined: CombinedSeeds | None = None
 
 
 class SecondObjective(NamedTuple):

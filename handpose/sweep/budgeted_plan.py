@@ -114,10 +114,9 @@ class _Planner:
             The planned settings, and lines that describe the plan.
         """
         plan, sweep, clock = self._plan, self._plan.sweep, self._plan.clock
-        use_val = plan.task.config.retrain.use_val
         retraining = None
         if sweep.retrain:
-            retraining = forecast_retraining(sweep, plan.recipe, probed, plan.data.size, use_val=use_val)
+            retraining = forecast_retraining(sweep, plan.recipe, probed, plan.data.size, plan.retrain_settings)
         costs = estimate_costs(sweep, probed, slots, bind_scheduler=self._bind_scheduler, retraining=retraining)
         num_trials = sweep.num_trials if plan.num_points is None else min(sweep.num_trials, plan.num_points)
         asked = Amounts(num_trials, sweep.max_epochs, sweep.confirm.top_k, sweep.confirm.seeds)

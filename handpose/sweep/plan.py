@@ -43,9 +43,10 @@ from handpose.sweep.preflight.checks import (
 from handpose.sweep.preflight.preflight import Preflight
 from handpose.sweep.record.events import EVENTS_FILE, read_events
 from handpose.sweep.record.provenance import collect_provenance
-from handpose.sweep.record.settings import RaySettings, SweepSettings
+from handpose.sweep.record.settings import RaySettings, RetrainSettings, SweepSettings
 from handpose.sweep.selection.confirm import confirm_finalists
 from handpose.sweep.selection.retrain import retrain_winner
+from handpose.sweep.selection.retrain_seeds import retrain_over_seeds
 from handpose.sweep.storage.folder_sync import FolderSync
 from handpose.sweep.storage.stored_sweep import check_storage
 from handpose.sweep.trainable.reporting import TrialFunction
@@ -175,30 +176,36 @@ class SweepPlan:
             budget=self._plan_confirmation(table) if self.clock.is_limited else None,
         )
 
-    def retrain_winner(self, winner: TrialRow, table: TrialTable, *, use_val: bool) -> dict[str, float]:
-        """Train the winner in best.yaml with its full schedule and test it.
+    @property
+    def retrain_settings(self) -> RetrainSettings:
+        """What is trained once the winner is chosen."""
+        return RetrainSettings(**self.task.config.retrain)
+
+    def retrain_winner(self, winner: TrialRow, table: TrialTable) -> dict[str, float]:
+        """Train the winner in best.yaml with its full schedule and test it, once for each of `retrain.seeds`.
 
         Args:
             winner: trial of best.yaml. Its speed gives the expected time of the retraining.
             table: the trials of the sweep.
-            use_val: train on the training and the validation split.
 
         Returns:
-            Name -> value of the metrics.
+            Name -> value of the metrics of the first seed.
         """
         sweep = self.sweep
         # A sweep in an object store has its folder on the driver's machine only.
         is_shared = self.cluster.address is not None and sweep.storage is None
-        return retrain_winner(
+        retrain = partial(
+            retrain_winner,
             sweep.path,
             devices=sweep.retrain_devices,
-            use_val=use_val,
+            use_val=self.retrain_settings.use_val,
             epoch_s=sweep.workers_per_trial * winner.seconds / winner.epochs if winner.epochs else None,
             trial_epochs=winner.epochs,
             repeats_shortened=self._has_longer_retraining(table),
             find_nodes=self._find_retrain_nodes if is_shared else None,
-            find_end=partial(find_retraining_end, table, self.clock) if self.clock.is_limited else None,
         )
+        find_end = partial(find_retraining_end, table, self.clock) if self.clock.is_limited else None
+        return retrain_over_seeds(sweep.path, self.retrain_settings, retrain, find_end=find_end)
 
     @contextlib.contextmanager
     def _find_retrain_nodes(self, batch_size: int) -> Iterator[RetrainNodes | None]:
@@ -240,8 +247,9 @@ class SweepPlan:
 
     @property
     def schedule_epochs(self) -> int:
-        """Epochs of the retraining without a budget; 0: the winner is not retrained."""
-        return int(self.task.config.trainer.max_epochs) if self.sweep.retrain else 0
+        """Epochs of the retraining without a budget, over all its seeds; 0: the winner is not retrained."""
+        epochs = int(self.task.config.trainer.max_epochs)
+        return self.retrain_settings.seeds * epochs if self.sweep.retrain else 0
 
     def _plan_confirmation(self, table: TrialTable) -> ConfirmationBudget:
         given = {override_key(item) for item in self.task.overrides} - set(self.clock.decisions.planned_keys)
@@ -266,7 +274,7 @@ class SweepPlan:
             make_scheduler=self.make_scheduler,
             data=self.data.size,
             defaults=self.task.defaults,
-            use_val=self.task.config.retrain.use_val,
+            retrain_settings=self.retrain_settings,
         )
 
 
@@ -297,6 +305,7 @@ def build_plan(task: SweepTask, *, data: DataSummary | None = None, measured_slo
     if (slots := slots_here(sweep, cluster)) is not None:
         check_gpu_hours(budget.gpu_hours, slots)
         check_loaders(sweep, space, overrides, data.size, slots)
+    RetrainSettings(**config.retrain).check(saves_checkpoints=config.checkpoints.enabled)
     recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     origin = task.origin or collect_provenance(data=data.fingerprint)
     return SweepPlan(task, sweep, cluster, data, recipe, scheduler, searcher, num_points, origin, clock, measured_slots)

@@ -203,6 +203,12 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
     return checkpoint
 
 
+def read_best_loss(path: Path) -> float:
+    """Read the validation metric of a best checkpoint, as a loss: lower is better. NaN if no metric selected it."""
+    saved = read_checkpoint(path)["callbacks"][BestAndLastCheckpoint.__qualname__]
+    return math.nan if saved["best"] is None else float(saved["best_value"])
+
+
 def read_initial_weights(config: DictConfig) -> dict[str, Any] | None:
     """Read the checkpoint that `model.weights` names; None if it names none.
 

@@ -8,7 +8,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -379,6 +379,27 @@ def _test(config: DictConfig, prepared: PreparedRun, folders: RunFolders, *, qui
     }
     _write_predictions(folders.predictions, prepared.data, predicted_m, record)
     return metrics
+
+
+def write_test_results(
+    config: DictConfig, checkpoint: Path, folder: Path, predicted_m: np.ndarray, about: Mapping[str, Any]
+) -> None:
+    """Write predictions of the test split that do not come from one network, with their metrics.
+
+    Args:
+        config: the configuration of the networks.
+        checkpoint: a checkpoint of one of them, for the data and the size of its hands.
+        folder: where test_preds.json.gz, pred.zip and metrics.json are written.
+        predicted_m: (N, K, 3) joints in metres in the camera frame, in the order of the split.
+        about: what else metrics.json contains.
+    """
+    prepared = prepare_run(config, stage="test", checkpoint=checkpoint, quiet=True)
+    record = {
+        **about,
+        "hand_size": describe_hand_size(prepared, prepared.data.splits.test),
+        "metrics": _compute_test_metrics(prepared, predicted_m),
+    }
+    _write_predictions(folder, prepared.data, predicted_m, record)
 
 
 @rank_zero_only

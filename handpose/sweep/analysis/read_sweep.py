@@ -17,6 +17,7 @@ from handpose.errors import UserError
 from handpose.files import join_inside, read_json
 from handpose.report.sweep_record import (
     Candidate,
+    CombinedSeeds,
     Confirmation,
     EpochReport,
     FailureRecord,
@@ -58,6 +59,9 @@ from handpose.sweep.record.events import (
 from handpose.sweep.record.settings import SweepSettings, restore_settings
 from handpose.sweep.record.utilisation_file import UTILISATION_FILE, read_utilisation
 from handpose.yaml_files import read_yaml
+
+COMBINED_FOLDER = "combined"
+"""Folder of what the networks of all seeds predict together, in the folder of the retraining."""
 
 _PROVENANCE = ("data_fingerprint", "git", "versions", "command_line", "folder")
 
@@ -362,8 +366,38 @@ def _read_retraining(folder: Path) -> RetrainedWinner | None:
     if not file.is_file():
         return None
     with _explain_content_errors(file):
-        metrics = {str(name): _parse_number(value) for name, value in read_json(file)["metrics"].items()}
-    return RetrainedWinner(metrics, _read_hands(folder / "hands"))
+        metrics = _parse_numbers(read_json(file)["metrics"])
+    combined = read_combined_seeds(folder)
+    hands = folder if combined is None else folder / COMBINED_FOLDER
+    return RetrainedWinner(metrics, _read_hands(hands / "hands"), combined)
+
+
+def read_combined_seeds(folder: Path) -> CombinedSeeds | None:
+    """Read what the networks of all seeds reach; None if the winner was retrained with one seed.
+
+    Args:
+        folder: folder of the retraining.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = folder / COMBINED_FOLDER / "metrics.json"
+    if not file.is_file():
+        return None
+    with _explain_content_errors(file):
+        kept = read_json(file)
+        return CombinedSeeds(
+            seeds=[int(seed) for seed in kept["seeds"]],
+            mean=_parse_numbers(kept["mean"]),
+            deviation=_parse_numbers(kept["deviation"]),
+            predict=str(kept["predict"]),
+            predicted_by=[int(seed) for seed in kept["predicted_by"]],
+            metrics=_parse_numbers(kept["metrics"]),
+        )
+
+
+def _parse_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): _parse_number(value) for name, value in values.items()}
 
 
 def _read_hands(folder: Path) -> list[HandPicture]:

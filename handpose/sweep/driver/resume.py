@@ -64,6 +64,8 @@ _CHANGEABLE_KEYS = (
     "paths.output",
     "paths.packed",
     "retrain.use_val",
+    "retrain.seeds",
+    "retrain.predict",
     "report.scientific",
     "notify.events",
     "notify.gap_s",

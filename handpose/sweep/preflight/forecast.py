@@ -24,7 +24,7 @@ from handpose.report.preflight import (
 from handpose.schedulers.scheduler import Fifo, Scheduler
 from handpose.search.space import Params
 from handpose.sweep.preflight.probe import ProbeResults
-from handpose.sweep.record.settings import SweepSettings
+from handpose.sweep.record.settings import RetrainSettings, SweepSettings
 from handpose.sweep.trainable.trial import TrialRecipe, add_param_overrides
 from handpose.sweep.trainable.trial_cost import DataSize, TrialCost
 
@@ -168,22 +168,24 @@ class RetrainForecast(NamedTuple):
     """Forecast of retraining the winner.
 
     Attributes:
-        epochs: number of epochs.
+        epochs: number of epochs, of all seeds together.
         num_devices: devices that share each batch.
         wall_s: duration in seconds at the speed of the trials, if the devices share the work equally.
-        start_s: the part of it before the first step.
+        start_s: the part of it before the first steps.
+        num_seeds: number of seeds.
     """
 
     epochs: int
     num_devices: int
     wall_s: float
     start_s: float
+    num_seeds: int = 1
 
 
 def forecast_retraining(
-    sweep: SweepSettings, recipe: TrialRecipe, probed: ProbeResults, data: DataSize, *, use_val: bool
+    sweep: SweepSettings, recipe: TrialRecipe, probed: ProbeResults, data: DataSize, settings: RetrainSettings
 ) -> RetrainForecast:
-    """Forecast the retraining of the winner with its full schedule, without the test of its checkpoint.
+    """Forecast the retraining of the winner with its full schedule for each seed, without the test of its checkpoints.
 
     The forecast is the mean over the typical points that were measured.
 
@@ -192,17 +194,27 @@ def forecast_retraining(
         recipe: makes the overrides of a trial.
         probed: the measured points.
         data: size of the data of the default configuration.
-        use_val: whether the retraining also trains on the validation split, so that it validates nothing.
+        settings: what is retrained. If it is also trained on the validation split, it validates nothing.
     """
     found = [
         _forecast_point_retraining(
-            sweep, compose("train", add_param_overrides(recipe.overrides, point.params)), cost, data, use_val=use_val
+            sweep,
+            compose("train", add_param_overrides(recipe.overrides, point.params)),
+            cost,
+            data,
+            use_val=settings.use_val,
         )
         for point, cost in zip(probed.points, probed.costs, strict=True)
         if cost in probed.typical_costs
     ]
-    epochs, devices, seconds, starts_s = zip(*found, strict=True)
-    return RetrainForecast(round(fmean(epochs)), max(devices), fmean(seconds), fmean(starts_s))
+    num = settings.seeds
+    return RetrainForecast(
+        epochs=num * round(fmean(each.epochs for each in found)),
+        num_devices=max(each.num_devices for each in found),
+        wall_s=num * fmean(each.wall_s for each in found),
+        start_s=num * fmean(each.start_s for each in found),
+        num_seeds=num,
+    )
 
 
 def _forecast_point_retraining(
@@ -261,8 +273,14 @@ def format_cost_lines(
         works.append(work(Fifo, num_runs))
         lines.append(format_confirm_cost(num_runs=num_runs, work=works[-1]))
     if retraining is not None:
-        epochs, num_devices, wall_s, _ = retraining
-        lines.append(format_retrain_cost(epochs=epochs, num_devices=num_devices, wall_s=wall_s))
+        lines.append(
+            format_retrain_cost(
+                epochs=retraining.epochs,
+                num_seeds=retraining.num_seeds,
+                num_devices=retraining.num_devices,
+                wall_s=retraining.wall_s,
+            )
+        )
     if len(works) > 1 or retraining is not None:
         lines.append(format_total_cost(works, retraining_s=0.0 if retraining is None else retraining.wall_s))
     return lines

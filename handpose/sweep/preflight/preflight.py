@@ -32,7 +32,7 @@ from handpose.sweep.preflight.probe import (
     find_ineffective_params,
     probe_points,
 )
-from handpose.sweep.record.settings import SweepSettings
+from handpose.sweep.record.settings import RetrainSettings, SweepSettings
 from handpose.sweep.storage.retention import NUM_KEPT_PER_TRIAL
 from handpose.sweep.trainable.reporting import TrialFunction
 from handpose.sweep.trainable.trial import TrialRecipe
@@ -60,7 +60,7 @@ class Preflight:
         make_scheduler: returns a new scheduler.
         data: size of the data of the default configuration.
         defaults: default configuration as `find_default_point` takes it.
-        use_val: whether the winner is also retrained on the validation split.
+        retrain_settings: what is trained once the winner is chosen.
         brief_s: seconds after which a brief preflight tries no further point.
         plan_budget: plans the sweep from the measured points and the slots, if it has a budget. Returns the planned
             settings and lines that describe the plan.
@@ -74,7 +74,7 @@ class Preflight:
     make_scheduler: Callable[[], Scheduler]
     data: DataSize
     defaults: Mapping[str, Any]
-    use_val: bool = False
+    retrain_settings: RetrainSettings
     brief_s: float = _BRIEF_S
     plan_budget: Callable[[ProbeResults, Slots], tuple[SweepSettings, list[str]]] | None = None
     print_text: Callable[[str], None] = print
@@ -125,7 +125,7 @@ class Preflight:
             return sweep, [describe_trial_cost(probed), *lines]
         sweep, retraining = self.sweep, None
         if sweep.retrain:
-            retraining = forecast_retraining(sweep, self.recipe, probed, self.data, use_val=self.use_val)
+            retraining = forecast_retraining(sweep, self.recipe, probed, self.data, self.retrain_settings)
         return sweep, format_cost_lines(
             sweep, probed, self.make_scheduler, num_slots=slots.num_slots, retraining=retraining
         )

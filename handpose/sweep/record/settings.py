@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from handpose.config import quote_override
+from handpose.errors import UserError
 from handpose.metrics.target import Mode, TargetMetric
 from handpose.urls import join_url
 
@@ -36,6 +37,34 @@ class ConfirmSettings:
     def is_enabled(self) -> bool:
         """Whether finalists are trained again."""
         return self.top_k > 0 and self.seeds > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainSettings:
+    """The configuration group `retrain`: what is trained once the winner is chosen.
+
+    Attributes:
+        use_val: whether the winner is trained on the validation split as well.
+        seeds: number of seeds with which it is trained, the first of which is that of its configuration.
+        predict: whose test predictions are written if there are several seeds: the mean of all networks, the network
+            that is best on validation, or the first.
+    """
+
+    use_val: bool
+    seeds: Annotated[int, Field(ge=1)]
+    predict: Literal["ensemble", "best", "first"]
+
+    def check(self, *, saves_checkpoints: bool) -> None:
+        """Raise UserError if the networks of several seeds could not be combined."""
+        if self.seeds == 1:
+            return
+        if self.predict == "best" and self.use_val:
+            raise UserError(
+                "retrain.predict=best chooses by the validation split, on which retrain.use_val=true trains; give "
+                "retrain.predict=ensemble"
+            )
+        if not saves_checkpoints:
+            raise UserError(f"retrain.seeds={self.seeds} needs checkpoints; leave out checkpoints.enabled=false")
 
 
 STOP_WHEN_KEY = "sweep.stop_when"

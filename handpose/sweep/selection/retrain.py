@@ -2,7 +2,8 @@
 
 If several GPUs share its batches, the retraining runs as a separate program on each node, and Lightning starts that
 program once per device: `python -m handpose.sweep.selection.retrain FOLDER DEVICES NODES`, followed by further
-overrides: `train_on_val=true` to train on the validation split as well, and `budget.finish_by` if there is a budget.
+overrides: `train_on_val=true` to train on the validation split as well, `seed` for a further seed, and
+`budget.finish_by` if there is a budget.
 """
 
 import math
@@ -17,11 +18,12 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
 
-from handpose.config import compose, override_key, quote_override
+from handpose.config import compose, override_key, parse_override_value, quote_override
 from handpose.errors import UserError
 from handpose.files import archive, read_json, write_json
 from handpose.program import exit_on_user_error, interrupt_on_sigterm
@@ -44,9 +46,38 @@ _LEAST_RETRAINING_S = 10.0
 """A retraining that is finished is not replaced by one that has less time than this."""
 
 
+class Retraining(NamedTuple):
+    """One retraining of a winner.
+
+    Attributes:
+        folder: folder of the sweep.
+        seed: the seed. None: that of the winner's configuration.
+    """
+
+    folder: Path
+    seed: int | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder of its files."""
+        place = self.folder / "retrain"
+        return place if self.seed is None else place / f"seed_{self.seed}"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.place / "checkpoints"
+
+    def list_overrides(self, *, use_val: bool) -> list[str]:
+        """List the overrides of the winner's configuration that it needs."""
+        seed = [] if self.seed is None else [quote_override("seed", self.seed)]
+        return (["train_on_val=true"] if use_val else []) + seed
+
+
 def retrain_winner(
     folder: Path,
     *,
+    seed: int | None = None,
     devices: int | None = None,
     use_val: bool = False,
     epoch_s: float | None = None,
@@ -62,6 +93,7 @@ def retrain_winner(
 
     Args:
         folder: folder of the sweep.
+        seed: the seed. None: that of the winner's configuration.
         devices: number of devices that share each batch. None: those of best.yaml if it names them, else all GPUs of
             this machine. The number is reduced until it divides `data.batch_size`, so that each step uses as many
             images as in the trials.
@@ -83,8 +115,9 @@ def retrain_winner(
         UserError: the retraining failed.
         SweepInterruptedError: it was interrupted.
     """
-    place = folder / "retrain"
-    winner = _read_winner(folder, use_val=use_val)
+    run = Retraining(folder, seed)
+    place = run.place
+    winner = _read_winner(run, use_val=use_val)
     if _is_of_another_winner(place, winner):
         _check_time_left(place, find_end)
         archive(place)
@@ -92,39 +125,39 @@ def retrain_winner(
         return _read_metrics(place)
     config = compose("train", [_format_best_override(folder)])
     if _is_finished(place):
-        if _count_trained_epochs(place / "checkpoints") >= config.trainer.max_epochs:
+        if _count_trained_epochs(run.checkpoints) >= config.trainer.max_epochs:
             return _read_metrics(place)
         archive(place)
-    announce = partial(_print_start, folder, config, epoch_s=epoch_s, trial_epochs=trial_epochs, find_end=find_end)
-    val_overrides = _make_val_overrides(use_val)
+    announce = partial(_print_start, run, config, epoch_s=epoch_s, trial_epochs=trial_epochs, find_end=find_end)
+    own = run.list_overrides(use_val=use_val)
     if find_nodes is not None and not _has_devices(winner):
         with find_nodes(config.data.batch_size) as nodes:
             if nodes is not None:
-                _run_on_cluster(folder, nodes, [*val_overrides, *announce(nodes.num_devices, num_gpus=nodes.num_gpus)])
+                _run_on_cluster(folder, nodes, [*own, *announce(nodes.num_devices, num_gpus=nodes.num_gpus)])
                 return _read_metrics(place)
     number = _find_divisor(devices or _count_gpus(config, winner), config.data.batch_size)
-    return _train_on_this_machine(folder, winner, config, number, announce, val_overrides)
+    return _train_on_this_machine(run, winner, config, number, announce, own)
 
 
 def _train_on_this_machine(
-    folder: Path,
+    run: Retraining,
     winner: list[str],
     config: DictConfig,
     number: int,
     announce: Callable[..., list[str]],
-    val_overrides: list[str],
+    own: list[str],
 ) -> dict[str, float]:
     """Train on so many devices of this machine: in this process, or in a subprocess if they share each batch."""
     num_devices = count_local_processes(config) if number == 1 else number
-    changes = [*val_overrides, *announce(num_devices, num_gpus=num_devices if uses_gpu(config) else 0)]
+    changes = [*own, *announce(num_devices, num_gpus=num_devices if uses_gpu(config) else 0)]
     if number == 1:
-        return _train_in_process(folder, winner, devices=1, changes=changes)
-    _run_in_subprocess(folder, number, changes)
-    return _read_metrics(folder / "retrain")
+        return _train_in_process(run, winner, devices=1, changes=changes)
+    _run_in_subprocess(run.folder, number, changes)
+    return _read_metrics(run.place)
 
 
 def _print_start(
-    folder: Path,
+    run: Retraining,
     config: DictConfig,
     num_devices: int,
     *,
@@ -136,11 +169,13 @@ def _print_start(
     """Print what is trained and for how long. Return the overrides that make it end in time, if there is a budget."""
     finish_at = math.inf if find_end is None else find_end(num_gpus)
     changes = [] if finish_at == math.inf else [quote_override("budget.finish_by", _format_time(finish_at))]
-    best, max_epochs = load_yaml(folder / "best.yaml"), config.trainer.max_epochs
+    folder, max_epochs = run.folder, config.trainer.max_epochs
+    best = load_yaml(folder / "best.yaml")
     params = format_params(best.get("params") or {})
     name = f"trial {best['trial']}" if "trial" in best else "the winner"
     named = f"{name} ({params})" if params else name
-    trained = _count_trained_epochs(folder / "retrain" / "checkpoints")
+    named += "" if run.seed is None else f", seed {run.seed}"
+    trained = _count_trained_epochs(run.checkpoints)
     if trained >= max_epochs:
         print(f"retrain     {named}: all {max_epochs} epochs are done, the test follows", flush=True)
         return changes
@@ -169,14 +204,10 @@ def _format_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, tz=UTC).isoformat()
 
 
-def _read_winner(folder: Path, *, use_val: bool) -> list[str]:
+def _read_winner(run: Retraining, *, use_val: bool) -> list[str]:
     """Return the overrides that define the retraining; training on other images counts as a different one."""
-    overrides: list[str] = load_yaml(folder / "best.yaml")["overrides"]
-    return [*overrides, *_make_val_overrides(use_val)]
-
-
-def _make_val_overrides(use_val: bool) -> list[str]:
-    return ["train_on_val=true"] if use_val else []
+    overrides: list[str] = load_yaml(run.folder / "best.yaml")["overrides"]
+    return [*overrides, *run.list_overrides(use_val=use_val)]
 
 
 def _is_finished(place: Path) -> bool:
@@ -206,16 +237,16 @@ def _find_divisor(most: int, batch_size: int) -> int:
 
 
 def _train_in_process(
-    folder: Path, winner: list[str], *, devices: int, num_nodes: int = 1, changes: list[str]
+    run: Retraining, winner: list[str], *, devices: int, num_nodes: int = 1, changes: list[str]
 ) -> dict[str, float]:
     """Train in this process, which is one of several if there are several devices per node or several nodes.
 
     `changes` are further overrides.
     """
-    place = folder / "retrain"
-    places = {"logs": place, "checkpoints": place / "checkpoints", "predictions": place}
+    place = run.place
+    places = {"logs": place, "checkpoints": run.checkpoints, "predictions": place}
     overrides = [
-        _format_best_override(folder),
+        _format_best_override(run.folder),
         *(quote_override(f"paths.{name}", str(path)) for name, path in places.items()),
     ]
     overrides += changes
@@ -224,14 +255,14 @@ def _train_in_process(
         shared = {"trainer.devices": devices, "+trainer.num_nodes": num_nodes}
         shared["data.batch_size"] = config.data.batch_size // (devices * num_nodes)
         overrides += [quote_override(key, value) for key, value in shared.items()]
-    config = compose("train", [*overrides, *_make_resume_overrides(place / "checkpoints", config.trainer.max_epochs)])
-    folders = RunFolders(place, place / "checkpoints", place) if place.exists() else prepare_folders(config)
+    config = compose("train", [*overrides, *_make_resume_overrides(run.checkpoints, config.trainer.max_epochs)])
+    folders = RunFolders(place, run.checkpoints, place) if place.exists() else prepare_folders(config)
     write_json(place / _WINNER_FILE, winner)
     try:
         with interrupt_on_sigterm():
             result = train_and_test(config, folders)
     except KeyboardInterrupt as error:
-        raise _make_interrupted_error(folder) from error
+        raise _make_interrupted_error(run.folder) from error
     return (result.training.metrics if result.training else {}) | result.test_metrics
 
 
@@ -338,12 +369,14 @@ def _end_with_parent(parent: int) -> None:
 
 def _main() -> None:
     folder, devices, num_nodes, changes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
-    use_val = any(override_key(item) == "train_on_val" for item in changes)
+    values = {override_key(item): parse_override_value(item) for item in changes}
+    seed = values.get("seed")
+    run = Retraining(folder, seed if isinstance(seed, int) else None)
     _end_with_parent(os.getppid())
     with exit_on_user_error():
         try:
-            winner = _read_winner(folder, use_val=use_val)
-            _train_in_process(folder, winner, devices=devices, num_nodes=num_nodes, changes=changes)
+            winner = _read_winner(run, use_val="train_on_val" in values)
+            _train_in_process(run, winner, devices=devices, num_nodes=num_nodes, changes=changes)
         except SweepInterruptedError:
             sys.exit(INTERRUPTED_STATUS)
 

@@ -37,7 +37,7 @@ from handpose.sweep.preflight.forecast import forecast_retraining
 from handpose.sweep.preflight.gpu_sharing import GpuThroughput, TrialsPerGpuChoice
 from handpose.sweep.preflight.preflight import Preflight
 from handpose.sweep.preflight.probe import RANDOM, ProbePoint, ProbeResults
-from handpose.sweep.record.settings import ConfirmSettings, RaySettings
+from handpose.sweep.record.settings import ConfirmSettings, RaySettings, RetrainSettings
 from handpose.sweep.trainable.trial import TrialRecipe
 from handpose.sweep.trainable.trial_cost import DataSize
 from tests.builders import write_freihand
@@ -302,7 +302,7 @@ SLOTS = Slots(2, 1, 0.0)
 def run_paper_preflight(tmp_path, write_space, monkeypatch):
     """A preflight whose measurements are made up; returns what it says."""
 
-    def done(measured=lambda params: COST, *, slots=SLOTS, rule=make_scheduler, nodes=None, **changes):
+    def done(measured=lambda params: COST, *, slots=SLOTS, rule=make_scheduler, nodes=None, num_seeds=1, **changes):
         gpus = slots.num_slots * slots.gpus
         nodes = nodes or [{"CPU": float(slots.num_slots), "GPU": gpus, "memory": 1e12}]
         monkeypatch.setattr(module, "list_live_resources", lambda: nodes)
@@ -327,6 +327,7 @@ def run_paper_preflight(tmp_path, write_space, monkeypatch):
             make_scheduler=rule,
             data=DataSize(32, 10, 5),
             defaults={"optimizer.lr": 0.5},
+            retrain_settings=RetrainSettings(use_val=False, seeds=num_seeds, predict="ensemble"),
             print_text=said.append,
         ).run(slots)
         return "\n".join(said)
@@ -369,6 +370,17 @@ def test_the_retraining_and_the_total_are_told(run_paper_preflight):
     assert f"in all      {12 * 397 / 3600:.2g} slot-hours and the retraining: about {whole}" in told
 
 
+def test_the_retraining_with_several_seeds_takes_as_many_times_as_long(run_paper_preflight):
+    full = compose("train", []).trainer.max_epochs
+    seconds = 3 * (1 + full * 99)
+    said = run_paper_preflight(lambda params: COST._replace(step_s=9.0, validation_batch_s=4.5), num_seeds=3)
+    expected = (
+        f"to retrain  {3 * full} epochs with 3 seeds on 1 device, afterwards: about "
+        f"{format_duration(seconds, is_rough=True)}"
+    )
+    assert expected in said
+
+
 def test_a_retraining_that_is_off_is_not_told(run_paper_preflight):
     assert "to retrain" not in run_paper_preflight(retrain=False)
     assert "in all" not in run_paper_preflight(retrain=False)
@@ -389,9 +401,9 @@ def test_a_retraining_has_the_full_schedule_on_its_devices(tmp_path, changes, us
     cost = COST._replace(step_s=9.0, validation_batch_s=4.5)
     probed = ProbeResults([ProbePoint(RANDOM, {"optimizer.lr": 0.1})], [cost])
     recipe = TrialRecipe(["trainer.max_epochs=30", "data.batch_size=8"], [], max_epochs=4, num_threads=1)
-    found = forecast_retraining(
-        make_settings(tmp_path, **changes), recipe, probed, DataSize(32, num_train=10, num_val=5), use_val=use_val
-    )
+    settings = RetrainSettings(use_val=use_val, seeds=1, predict="ensemble")
+    data = DataSize(32, num_train=10, num_val=5)
+    found = forecast_retraining(make_settings(tmp_path, **changes), recipe, probed, data, settings)
     assert (found.epochs, found.wall_s) == (30, pytest.approx(seconds))
 
 
@@ -545,6 +557,7 @@ def run_in_worker(ray_started, small, tmp_path, write_space):
             make_scheduler=make_asha(4),
             data=summarise_data(compose("train", small)).size,
             defaults={"optimizer.lr": 0.005, "model.decoder.width": 48},
+            retrain_settings=RetrainSettings(use_val=False, seeds=1, predict="ensemble"),
             print_text=said.append,
         ).run(SLOTS)
         assert not (tmp_path / "sweep").exists()
