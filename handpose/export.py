@@ -37,6 +37,7 @@ from handpose.program import exit_on_user_error, make_parser
 from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
+from handpose.training.module import HandPose
 from handpose.training.trainer import suppress_library_output
 from handpose.utf8 import use_utf8
 
@@ -68,6 +69,7 @@ class OnnxGraph(nn.Module):
 
     def __init__(self, network: TrainedNetwork) -> None:
         super().__init__()
+        assert isinstance(network.module, HandPose), "an ensemble has no single graph"
         self.net = network.module.net
         self.axes = network.module.axes
         self.names = ("uv_px", "relative_depth") if isinstance(self.axes, ImageAxes) else ("xyz_mm",)

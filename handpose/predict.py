@@ -25,7 +25,7 @@ from handpose.evaluation.photographs import (
     read_intrinsics,
     read_photograph,
 )
-from handpose.evaluation.trained_network import TrainedNetwork, read_network
+from handpose.evaluation.trained_network import TrainedNetwork, list_checkpoints, read_networks
 from handpose.files import check_writable, write_atomically, write_json
 from handpose.geometry import project, to_root_relative
 from handpose.heatmaps import CameraAxes
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = _choose_device(options.device)
         _check_output(options.output)
         paths = find_photographs(options.photographs)
-        network = read_network(options.checkpoint, overrides=[f"test_time={options.test_time}"])
+        checkpoints = list_checkpoints(options.checkpoint)
+        network = read_networks(checkpoints, overrides=[f"test_time={options.test_time}"])
         _check_options(options, network)
         side = network.choose_input_size(options.image_size)
         names = [path.name for path in paths]
@@ -83,7 +84,15 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.predict", _DESCRIPTION)
     add = parser.add_argument
     add("photographs", nargs="+", type=Path, metavar="IMAGE|FOLDER", help="photographs, or folders of photographs")
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a training")
+    add(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="checkpoint of a training; several (--checkpoint A --checkpoint B), or the folder retrain/combined of a "
+        "sweep: the predictions of their networks are averaged",
+    )
     camera = parser.add_mutually_exclusive_group()
     camera.add_argument(
         "--intrinsics",
@@ -232,7 +241,7 @@ def _write_json_file(
     hands: list[dict[str, Any]], network: TrainedNetwork, side: int, options: argparse.Namespace
 ) -> None:
     about = {
-        "checkpoint": str(options.checkpoint),
+        "checkpoint": ", ".join(map(str, options.checkpoint)),
         "image_size": side,
         "test_time": options.test_time,
         "crop": options.crop,

@@ -17,11 +17,12 @@ from handpose.data.datamodule import HandDataModule, OrderedBatches, PackedHands
 from handpose.dotenv_file import load_dotenv_file
 from handpose.errors import UserError
 from handpose.evaluation.curves import draw_pck
+from handpose.evaluation.ensemble import average_predictions
 from handpose.evaluation.hand_pictures import choose_hands
 from handpose.evaluation.score_table import make_table
 from handpose.evaluation.scores import JointErrors, compute_joint_errors, compute_scores
 from handpose.evaluation.submission import read_predictions, write_course
-from handpose.evaluation.trained_network import list_data_overrides, list_network_overrides
+from handpose.evaluation.trained_network import list_checkpoints, list_data_overrides, list_network_overrides
 from handpose.files import check_output_file, write_atomically, write_json
 from handpose.geometry import project
 from handpose.program import exit_on_user_error, make_parser
@@ -61,19 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load_dotenv_file()
         options = _parse_arguments(arguments)
         use_given_extensions(options.overrides)
-        source = options.checkpoint or options.predictions
-        folder = options.output or source.parent / f"evaluation-{options.split}"
-        if source.is_file():  # otherwise reading it raises an error
+        source = options.checkpoint[0] if options.checkpoint else options.predictions
+        beside = source if source.is_dir() else source.parent
+        folder = options.output or beside / f"evaluation-{options.split}"
+        if source.exists():  # otherwise reading it raises an error
             check_output_file(folder / "evaluation.json")
-        predicted = (_predict_with_checkpoint if options.checkpoint else _read_prediction_file)(
-            source, options.split, options.overrides
-        )
+        if options.checkpoint:
+            predicted = _predict_with_checkpoints(options.checkpoint, options.split, options.overrides)
+        else:
+            predicted = _read_prediction_file(source, options.split, options.overrides)
         result = _evaluate(predicted, options.split, folder)
-        about = {"of": str(source), "split": options.split, "data": predicted.data.source.name}
+        named = ", ".join(map(str, options.checkpoint or [source]))
+        about = {"of": named, "split": options.split, "data": predicted.data.source.name}
         result = about | {"hand_size": predicted.hand_size} | result
         write_json(folder / "evaluation.json", result, indent=2)
         print(
-            f"{source} on the {options.split} split of {predicted.data.source.name}\n"
+            f"{named} on the {options.split} split of {predicted.data.source.name}\n"
             f"hand size: {predicted.hand_size}\n\n{make_table(result)}\n\nresults     {folder}"
         )
     return 0
@@ -82,7 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("handpose.evaluation", _DESCRIPTION)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="checkpoint of a training")
+    source.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="checkpoint of a training; several (--checkpoint A --checkpoint B), or the folder retrain/combined of a "
+        "sweep: the predictions of their networks are averaged",
+    )
     source.add_argument(
         "--predictions",
         type=Path,
@@ -102,6 +113,17 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "overrides", nargs="*", metavar="KEY=VALUE", help="override of the configuration, as for train.py"
     )
     return parser.parse_intermixed_args(arguments)
+
+
+def _predict_with_checkpoints(paths: Sequence[Path], split: Split, overrides: Sequence[str]) -> _Predictions:
+    """Predict with one network or several. Data and hand size are those of the first."""
+    checkpoints = list_checkpoints(paths)
+    predictions = [_predict_with_checkpoint(path, split, overrides) for path in checkpoints]
+    first = predictions[0]
+    for path, predicted in zip(checkpoints, predictions, strict=True):
+        if predicted.data.fingerprint != first.data.fingerprint:
+            raise UserError(f"{path} was trained on other data than {checkpoints[0]}; give data=... data.root=...")
+    return first._replace(xyz_m=average_predictions([each.xyz_m for each in predictions]))
 
 
 def _predict_with_checkpoint(path: Path, split: Split, overrides: Sequence[str]) -> _Predictions:

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from handpose.config import compose, instantiate_key, quote_override
 from handpose.config_files import find_options
 from handpose.errors import UserError
+from handpose.evaluation.ensemble import Ensemble
 from handpose.evaluation.views import Views
+from handpose.files import read_json
 from handpose.training.build import build_training
 from handpose.training.checkpoints import list_architecture_overrides, load_weights, read_checkpoint
 from handpose.training.module import HandPose
@@ -15,7 +17,7 @@ from handpose.yaml_files import load_yaml
 
 
 class TrainedNetwork(NamedTuple):
-    """A network with the weights of a checkpoint, in eval mode on the CPU.
+    """A network with the weights of a checkpoint, or several that predict together, in eval mode on the CPU.
 
     Attributes:
         module: the network.
@@ -23,7 +25,7 @@ class TrainedNetwork(NamedTuple):
         image_size: side in pixels of the images that it was trained on; None if they had the size of their files.
     """
 
-    module: HandPose
+    module: HandPose | Ensemble
     views: Views
     image_size: int | None
 
@@ -42,6 +44,55 @@ class TrainedNetwork(NamedTuple):
         if size < 32:
             raise UserError(f"--image-size must be at least 32, but it is {size}")
         return size
+
+
+def list_checkpoints(paths: Sequence[Path]) -> list[Path]:
+    """List the checkpoints that a user names: files, or a folder `retrain/combined` of a sweep.
+
+    Args:
+        paths: what the user has given.
+
+    Raises:
+        UserError: a folder is not the combined result of a retraining.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        file = path / "metrics.json"
+        names = read_json(file).get("checkpoints") if file.is_file() else None
+        if not names:
+            raise UserError(
+                f"--checkpoint {path} is a folder without combined networks (retrain/combined of a sweep with "
+                "retrain.seeds has them); give a checkpoint, such as best-...ckpt or last.ckpt"
+            )
+        found += [path / name for name in names]
+    return list(dict.fromkeys(found))
+
+
+def read_networks(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> TrainedNetwork:
+    """Build the networks of checkpoints, whose predictions are averaged. Views and input size are those of the first.
+
+    Args:
+        paths: at least one checkpoint.
+        overrides: overrides of their configurations.
+
+    Raises:
+        UserError: a file is not a checkpoint of this project, or the networks cannot predict the same images.
+    """
+    networks = [read_network(path, overrides=overrides) for path in paths]
+    first = networks[0]
+    for path, network in zip(paths, networks, strict=True):
+        if network.image_size != first.image_size or type(network.module.axes) is not type(first.module.axes):
+            raise UserError(
+                f"{path} was trained on images of {network.image_size} px with {type(network.module.axes).__name__}, "
+                f"but {paths[0]} on {first.image_size} px with {type(first.module.axes).__name__}: they cannot predict "
+                "together"
+            )
+    if len(networks) == 1:
+        return first
+    return first._replace(module=Ensemble([network.module for network in networks]).eval())  # type: ignore[misc]
 
 
 def read_network(path: Path, *, overrides: Sequence[str] = ()) -> TrainedNetwork:

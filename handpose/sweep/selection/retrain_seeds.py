@@ -1,6 +1,7 @@
 """Retrain the winner with several seeds, and combine what its networks predict on the test split."""
 
 import math
+import os
 import shutil
 import statistics
 import time
@@ -81,13 +82,14 @@ def _combine(folder: Path, seeds: Sequence[int], settings: RetrainSettings) -> N
     runs = [Retraining(folder, seed if position else None) for position, seed in enumerate(seeds)]
     records = [read_json(run.place / "metrics.json") for run in runs]
     chosen = _choose_runs(runs, settings)
+    place = folder / "retrain" / COMBINED_FOLDER
     about: dict[str, Any] = {
         "predict": settings.predict,
+        "checkpoints": [os.path.relpath(_find_tested_checkpoint(run), place) for run in chosen],
         "predicted_by": [seeds[runs.index(run)] for run in chosen],
         "seeds": {str(seed): record["metrics"] for seed, record in zip(seeds, records, strict=True)},
         **summarise_metrics([record["metrics"] for record in records]),
     }
-    place = folder / "retrain" / COMBINED_FOLDER
     file = place / "metrics.json"
     if file.is_file() and about.items() <= read_json(file).items():
         return
