@@ -76,6 +76,7 @@ def add_sweep_sections(
     _add_failures(page, record)
     if record.retrained is not None:
         _add_retrained(page, record)
+        _add_seeds(page, record.retrained.combined)
     _add_trials(page, record)
     _add_origin(page, record)
 
@@ -402,7 +403,6 @@ def _add_retrained(page: HtmlPage, record: SweepRecord) -> None:
             "eval.py, which allows a reflection. pa_mpjpe_mm and pck_auc never reflect a hand. The sweep optimised "
             f"{record.metric}."
         )
-    _add_seeds(page, record.retrained.combined)
     for kind, title in (("worst", "Its worst hands"), ("best", "Its best hands"), ("other", "Some of its predictions")):
         hands = [hand for hand in record.retrained.hands if hand.kind == kind]
         if hands:
@@ -423,10 +423,12 @@ def _add_seeds(page: HtmlPage, combined: CombinedSeeds | None) -> None:
         ]
         for name, mean in combined.mean.items()
     ]
-    page.add_text(
-        f"The winner was retrained with {len(combined.seeds)} seeds ({', '.join(map(str, combined.seeds))}); the table "
-        "above is that of the first one. The predictions and pictures in combined/ are those of "
-        f"{combined.describe_predictions()}."
+    page.add_section(
+        "seeds",
+        "The retrained winner over seeds",
+        f"The winner was retrained with the seeds {', '.join(map(str, combined.seeds))}. The metrics of the section "
+        "before are those of the first one. The pictures, and the predictions in retrain/combined, are those of "
+        f"{combined.describe_predictions()}.",
     )
     titles = ["test metric", "mean of the seeds", "standard deviation", "of the predictions"]
     page.add_markup(BLOCKS.table(titles, rows, numeric=range(1, 4)))

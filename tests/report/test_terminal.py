@@ -10,6 +10,7 @@ from rich.console import Console
 from handpose.report import terminal
 from handpose.report.formatting import format_duration, format_metric
 from handpose.report.summary import format_summary
+from handpose.report.sweep_record import CombinedSeeds
 from handpose.report.terminal import SweepClock, format_trial, format_warm_start, render_sweep
 from handpose.report.trial_table import STATES, TrialRow, TrialTable
 
@@ -174,6 +175,35 @@ def test_the_summary_tells_winner_changes_and_the_test_beside_the_mean_pose(tmp_
     ) in text
     assert f"tensorboard --logdir {tmp_path}" in text
     assert f"python train.py best={tmp_path}/best.yaml" in text
+
+
+def make_combined(**changes):
+    values = {
+        "seeds": [0, 1, 2],
+        "mean": {"test/pa_mpjpe_mm": 9.25},
+        "deviation": {"test/pa_mpjpe_mm": 0.125},
+        "predict": "ensemble",
+        "predicted_by": [0, 1, 2],
+        "metrics": {"test/pa_mpjpe_mm": 8.5},
+    }
+    return CombinedSeeds(**values | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "which"),
+    [
+        ({}, "the mean of the 3 networks"),
+        ({"predict": "best", "predicted_by": [2]}, "the network with seed 2, the best on validation"),
+        ({"predict": "first", "predicted_by": [0]}, "the network with seed 0, the first"),
+    ],
+)
+def test_the_summary_of_several_seeds_has_their_mean_and_what_predicts(tmp_path, changes, which):
+    retrained = {"test/pa_mpjpe_mm": 9.0, "baseline/pa_mpjpe_mm": 18.5}
+    text = format_sweep_summary(tmp_path, retrained=retrained, combined=make_combined(**changes))
+    assert "test PA-MPJPE 9.25 mm without reflection, mean pose 18.50 mm, ratio 0.50" in text
+    line = f"            means of the seeds 0, 1, 2, with a standard deviation of 0.12 mm; {which}: PA-MPJPE 8.50 mm\n"
+    assert line in text
+    assert f"            and the same in seed_1/, seed_2/ and, of {which}, combined/" in text
 
 
 def test_the_summary_says_when_the_default_won_and_when_there_is_no_truth(tmp_path):

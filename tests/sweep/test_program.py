@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from handpose.config_files import REPOSITORY
+from handpose.evaluation.ensemble import average_predictions
 from handpose.evaluation.submission import read_course, read_official
 from handpose.program import run_script
+from handpose.sweep.analysis.read_sweep import read_combined_seeds
 from handpose.sweep.audit.audit import audit
 from tests.builders import write_freihand
 from tests.report.test_tensorboard import hparams_tab
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.slow
 # One trial at a time, so that one worker imports the libraries and the sweep can be compared with one that was cut off.
 SETTINGS = [
     *("sweep.num_trials=3", "sweep.max_epochs=4", "trainer.max_epochs=15", "sweep.max_concurrent=1"),
+    "retrain.seeds=2",
     *("sweep.confirm.top_k=1", "sweep.confirm.seeds=2", "scheduler.mode=promote", "sweep.preflight=off"),
     *("trainer.accelerator=cpu", "sweep.gpus_per_trial=0"),
 ]
@@ -54,7 +57,7 @@ def swept(start):
 def test_a_sweep_ends_in_a_winner_and_its_predictions_without_noise(swept):
     folder, out, err = swept
     lines = [line for line in err.splitlines() if not line.startswith("Packed ")]
-    assert [line.partition(": loss ")[0] for line in lines] == [f"epoch {epoch}/15" for epoch in range(1, 16)]
+    assert [line.partition(": loss ")[0] for line in lines] == [f"epoch {epoch}/15" for epoch in range(1, 16)] * 2
     best = yaml.safe_load((folder / "best.yaml").read_text())
     trials = pd.read_csv(folder / "trials.csv").set_index("number")
     assert len(trials) == 3
@@ -62,6 +65,12 @@ def test_a_sweep_ends_in_a_winner_and_its_predictions_without_noise(swept):
     assert "data.root=freihand" in best["overrides"]
     assert len(read_course(folder / "retrain" / "test_preds.json.gz")) == 6
     assert np.isfinite(read_official(folder / "retrain" / "pred.zip")).all()
+    members = [read_course(folder / "retrain" / name / "test_preds.json.gz") for name in ("", "seed_1")]
+    assert not np.array_equal(*members)
+    together = read_course(folder / "retrain" / "combined" / "test_preds.json.gz")
+    assert together == pytest.approx(average_predictions(members), abs=2e-7)
+    assert "means of the seeds 0, 1, with a standard deviation of " in out
+    assert "; the mean of the 2 networks: PA-MPJPE " in out
     assert f"winner      trial {best['trial']}" in out
     assert "confirmed   mean PA-MPJPE" in out
     assert "mean pose" in out
@@ -94,7 +103,7 @@ def test_a_mistake_is_one_sentence_and_status_2(swept, start, monkeypatch, capsy
 
 
 def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(swept, start):
-    """SIGTERM and SIGKILL in the sweep, Ctrl-C in the retraining; with one trial at a time like one left alone."""
+    """SIGTERM and SIGKILL in the sweep, Ctrl-C in both retrainings; with one trial at a time like one left alone."""
     sweeps = start.folder / "outputs" / "sweeps"
     events = sweeps / "cut" / "events.jsonl"
 
@@ -113,11 +122,12 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(swept, sta
     process.kill()
     process.communicate()
 
-    process = resumed()
-    _wait_until((sweeps / "cut" / "retrain" / "checkpoints" / "last.ckpt").is_file)
-    process.send_signal(signal.SIGINT)
-    status, _, err = wait_for_end(process, timeout_s=120)
-    assert (status, err.splitlines()[-1]) == (75, f"the retraining was interrupted; to resume: {go_on}")
+    for place in ("retrain", "retrain/seed_1"):
+        process = resumed()
+        _wait_until((sweeps / "cut" / place / "checkpoints" / "last.ckpt").is_file)
+        process.send_signal(signal.SIGINT)
+        status, _, err = wait_for_end(process, timeout_s=120)
+        assert (status, err.splitlines()[-1]) == (75, f"the retraining was interrupted; to resume: {go_on}")
 
     status, _, err = wait_for_end(resumed(), timeout_s=300)
     assert status == 0, err
@@ -126,8 +136,11 @@ def test_a_sweep_that_was_terminated_killed_and_gone_on_with_is_whole(swept, sta
     pd.testing.assert_frame_equal(whole.drop(columns=["seconds", "node"]), cut.drop(columns=["seconds", "node"]))
     confirmed = [(sweeps / name / "confirm" / "confirm.yaml").read_text() for name in ("first", "cut")]
     assert confirmed[0] == confirmed[1]
-    predictions = [read_course(sweeps / name / "retrain" / "test_preds.json.gz") for name in ("first", "cut")]
-    assert np.array_equal(*predictions)
+    for place in ("retrain", "retrain/seed_1", "retrain/combined"):
+        predictions = [read_course(sweeps / name / place / "test_preds.json.gz") for name in ("first", "cut")]
+        assert np.array_equal(*predictions)
+    combined = [read_combined_seeds(sweeps / name / "retrain") for name in ("first", "cut")]
+    assert combined[0] == combined[1]
 
 
 def test_a_trial_is_stopped_from_another_shell(start):

@@ -23,6 +23,7 @@ from handpose.errors import UserError
 from handpose.files import read_json
 from handpose.report.trial_table import TrialTable
 from handpose.schedulers.scheduler import Fifo
+from handpose.sweep.analysis.read_sweep import COMBINED_FOLDER
 from handpose.sweep.analysis.report import NEXT_SPACE_FILE, REPORT_FILE, render_report
 from handpose.sweep.audit.events import (
     ABSENT_VALUE,
@@ -49,6 +50,7 @@ from handpose.sweep.selection.confirm import (
     list_runs,
     summarise_confirmation,
 )
+from handpose.sweep.selection.retrain_seeds import summarise_metrics
 from handpose.sweep.selection.winner import NoWinnerError, drop_seed, select_winner, write_winner
 from handpose.sweep.trainable.trial import add_param_overrides
 from handpose.yaml_files import read_yaml
@@ -67,7 +69,7 @@ def audit_results(audited: AuditedSweep, replayed: ReplayResult) -> Iterator[Aud
     for name in (*settings, _BEST, _CONFIRMED, NEXT_SPACE_FILE, REPORT_FILE):
         if is_truncated(folder / name):
             yield Wrong(f"{name} is truncated: its last line has no line break")
-    yield from _audit_retraining(folder, sweep)
+    yield from _audit_retrainings(folder, sweep)
     yield from _audit_report(folder, task)
 
 
@@ -257,7 +259,7 @@ def _audit_best_files(
 
 
 def _is_not_older(file: Path, than: Path) -> bool:
-    return file.exists() and file.stat().st_mtime >= than.stat().st_mtime
+    return file.exists() and than.exists() and file.stat().st_mtime >= than.stat().st_mtime
 
 
 def _audit_best_file(file: Path, name: str, wanted: dict[str, Any], sweep: SweepSettings) -> Iterator[AuditFinding]:
@@ -289,39 +291,76 @@ def _is_best(override: str, name: str, sweep: SweepSettings) -> bool:
 # --- retraining and report --------------------------------------------------------------------------------------------
 
 
-def _audit_retraining(folder: Path, sweep: SweepSettings) -> Iterator[AuditFinding]:
-    """Check that the retraining is that of best.yaml, and that its files exist and are intact."""
+def _audit_retrainings(folder: Path, sweep: SweepSettings) -> Iterator[AuditFinding]:
+    """Check the retraining with the winner's seed, those with further seeds, and what was combined from them."""
     place = folder / "retrain"
     if not place.is_dir():
         return
+    yield from _audit_retraining(place, folder, sweep)
+    for further in sorted(place.glob("seed_*")):
+        if re.fullmatch(r"seed_\d+", further.name):
+            yield from _audit_retraining(further, folder, sweep)
+    yield from _audit_combined_seeds(place)
+
+
+def _audit_retraining(place: Path, folder: Path, sweep: SweepSettings) -> Iterator[AuditFinding]:
+    """Check that a retraining is that of best.yaml, and that its files exist and are intact."""
+    name = place.relative_to(folder).as_posix()
     files = place / "overrides.json", place / "metrics.json"
     try:
         best, config = read_yaml(folder / _BEST), read_yaml(place / "config.yaml")
         overrides, metrics = (read_json(file) if file.is_file() else None for file in files)
     except UserError as error:
-        yield Wrong(f"retrain/ has a damaged file ({error})")
+        yield Wrong(f"{name}/ has a damaged file ({error})")
         return
     is_begun = bool(config) or metrics is not None
     if overrides is None:
         if is_begun:
-            yield Lost("retrain/overrides.json is missing")
+            yield Lost(f"{name}/overrides.json is missing")
     elif not best:
-        yield Lost(f"{_BEST} is missing, although retrain/ exists")
-    elif [each for each in overrides if each != "train_on_val=true"] != best.get("overrides"):
-        yield Wrong(f"retrain/overrides.json belongs to another configuration than {_BEST}")
+        yield Lost(f"{_BEST} is missing, although {name}/ exists")
+    elif [each for each in overrides if each != "train_on_val=true" and not _is_further_seed(each, place)] != best.get(
+        "overrides"
+    ):
+        yield Wrong(f"{name}/overrides.json belongs to another configuration than {_BEST}")
     if not config and (overrides is not None or metrics is not None):
-        yield Lost("retrain/config.yaml is missing")
+        yield Lost(f"{name}/config.yaml is missing")
     elif config and best.get("configuration"):
-        yield from _audit_retrain_config(config, best["configuration"], overrides or [])
+        yield from _audit_retrain_config(config, best["configuration"], overrides or [], name)
         if config.get("best") is not None and not _is_best(f"best={config['best']}", _BEST, sweep):
-            yield Wrong(f"retrain/config.yaml has best={config['best']}, which belongs to another sweep")
+            yield Wrong(f"{name}/config.yaml has best={config['best']}, which belongs to another sweep")
     for file in (place / "checkpoints").glob("*.ckpt"):
         if not _is_intact_archive(file):
-            yield Wrong(f"retrain/checkpoints/{file.name} is damaged")
+            yield Wrong(f"{name}/checkpoints/{file.name} is damaged")
     if metrics is not None:
-        yield from _audit_retrain_metrics(place, metrics)
+        yield from _audit_retrain_metrics(place, folder, metrics)
     elif _is_not_older(folder / REPORT_FILE, folder / _BEST) and (place / _PREDICTIONS).is_file():
-        yield Lost(f"retrain/metrics.json is missing, although {REPORT_FILE} exists")
+        yield Lost(f"{name}/metrics.json is missing, although {REPORT_FILE} exists")
+
+
+def _is_further_seed(override: str, place: Path) -> bool:
+    return override.startswith("seed=") and place.name == override.replace("=", "_")
+
+
+def _audit_combined_seeds(place: Path) -> Iterator[AuditFinding]:
+    """Check that the combined metrics are those of the retrainings, and that the combined predictions are intact."""
+    combined, name = place / COMBINED_FOLDER, f"retrain/{COMBINED_FOLDER}"
+    if not (combined / "metrics.json").is_file():
+        if _is_not_older(place.parent / REPORT_FILE, combined):
+            yield Lost(f"{name}/metrics.json is missing")
+        return
+    try:
+        content = read_json(combined / "metrics.json")
+        places = [place, *(place / f"seed_{seed}" for seed in [*content["seeds"]][1:])]
+        there = [read_json(each / "metrics.json")["metrics"] for each in places]
+        for key, value in summarise_metrics(there).items():
+            if not is_same_value(content[key], value):
+                yield Wrong(f"{name}/metrics.json: {key} is {content[key]}, but the retrainings give {value}")
+        if not is_same_value(list(content["seeds"].values()), there):
+            yield Wrong(f"{name}/metrics.json has other metrics than the retrainings")
+    except (UserError, OSError, KeyError, TypeError) as error:
+        yield Wrong(f"{name}/metrics.json cannot be compared with the retrainings ({error!r})")
+    yield from _audit_predictions(combined, name)
 
 
 def _is_intact_archive(file: Path) -> bool:
@@ -348,19 +387,21 @@ _DEVICE_KEYS = ("trainer.devices", "trainer.num_nodes", "data.batch_size", "trai
 
 
 def _audit_retrain_config(
-    config: Mapping[str, Any], best: Mapping[str, Any], overrides: Sequence[str]
+    config: Mapping[str, Any], best: Mapping[str, Any], overrides: Sequence[str], name: str
 ) -> Iterator[AuditFinding]:
     made = select_configuration(DictConfig(dict(config)))
     for key in {**made, **best}:
         theirs, ours = made.get(key, ABSENT_VALUE), best.get(key, ABSENT_VALUE)
         if is_same_value(theirs, ours):
             continue
+        if key == "seed" and f"seed={theirs}" in overrides:
+            continue
         if key not in _DEVICE_KEYS or (key == "data.batch_size" and theirs * _num_devices(config) != ours):
-            yield Wrong(f"retrain/config.yaml has {key}={theirs}, but {_BEST} has {ours}")
+            yield Wrong(f"{name}/config.yaml has {key}={theirs}, but {_BEST} has {ours}")
     is_on_val = "train_on_val=true" in overrides
     if config.get("train_on_val") not in (is_on_val, None):
         yield Wrong(
-            f"retrain/config.yaml has train_on_val={config.get('train_on_val')}, but overrides.json gives {is_on_val}"
+            f"{name}/config.yaml has train_on_val={config.get('train_on_val')}, but overrides.json gives {is_on_val}"
         )
 
 
@@ -371,22 +412,28 @@ def _num_devices(config: Mapping[str, Any]) -> int:
     return (devices if isinstance(devices, int) else 1) * int(trainer.get("num_nodes") or 1)
 
 
-def _audit_retrain_metrics(place: Path, metrics: Any) -> Iterator[AuditFinding]:
+def _audit_retrain_metrics(place: Path, folder: Path, metrics: Any) -> Iterator[AuditFinding]:
+    name = place.relative_to(folder).as_posix()
     if not isinstance(metrics, dict) or not isinstance(metrics.get("metrics"), dict):
-        yield Wrong("retrain/metrics.json has no metrics")
+        yield Wrong(f"{name}/metrics.json has no metrics")
         return
     checkpoint = place / "checkpoints" / Path(str(metrics.get("checkpoint"))).name
     if not checkpoint.is_file():
-        yield Lost(f"retrain/metrics.json names the checkpoint {checkpoint.name}, which is missing")
+        yield Lost(f"{name}/metrics.json names the checkpoint {checkpoint.name}, which is missing")
+    yield from _audit_predictions(place, name)
+    if not (folder / REPORT_FILE).is_file():
+        yield Lost(f"{REPORT_FILE} is missing, although {name}/metrics.json exists")
+    if name == "retrain":
+        yield from _audit_report_metrics(folder, metrics["metrics"], checkpoint)
+
+
+def _audit_predictions(place: Path, name: str) -> Iterator[AuditFinding]:
     if not (place / _PREDICTIONS).is_file():
-        yield Lost(f"retrain/{_PREDICTIONS} is missing, although retrain/metrics.json exists")
+        yield Lost(f"{name}/{_PREDICTIONS} is missing, although {name}/metrics.json exists")
     elif not _is_intact_gzip(place / _PREDICTIONS):
-        yield Wrong(f"retrain/{_PREDICTIONS} is damaged")
+        yield Wrong(f"{name}/{_PREDICTIONS} is damaged")
     if (place / _ARCHIVE).is_file() and not _is_intact_archive(place / _ARCHIVE):
-        yield Wrong(f"retrain/{_ARCHIVE} is damaged")
-    if not (place.parent / REPORT_FILE).is_file():
-        yield Lost(f"{REPORT_FILE} is missing, although retrain/metrics.json exists")
-    yield from _audit_report_metrics(place.parent, metrics["metrics"], checkpoint)
+        yield Wrong(f"{name}/{_ARCHIVE} is damaged")
 
 
 def _audit_report_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint: Path) -> Iterator[AuditFinding]:
@@ -411,7 +458,8 @@ def _audit_report_metrics(folder: Path, metrics: Mapping[str, Any], checkpoint: 
 
 def _audit_report(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     """Check that report.html and next_space.yaml are current, unless a file they are made from is newer."""
-    files = [EVENTS_FILE, _BEST, _CONFIRMED, "sweep.yaml", "retrain/metrics.json"]
+    retrained = ["retrain/metrics.json", f"retrain/{COMBINED_FOLDER}/metrics.json"]
+    files = [EVENTS_FILE, _BEST, _CONFIRMED, "sweep.yaml", *retrained]
     made_of = [folder / name for name in files]
     newest = max((each.stat().st_mtime for each in made_of if each.is_file()), default=0.0)
     report, space = (
