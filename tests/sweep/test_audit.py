@@ -1059,6 +1059,27 @@ FAULTS = [
     ),
     (
         "stop",
+        "retrain/seed_1/overrides.json",
+        lambda content: content.replace(b"seed=1", b"seed=2"),
+        r"retrain/seed_1/overrides.json belongs to another configuration",
+    ),
+    ("stop", "retrain/seed_1/test_preds.json.gz", truncate, r"retrain/seed_1/test_preds.json.gz is damaged"),
+    (
+        "stop",
+        "retrain/seed_1/metrics.json",
+        change_json("metrics|test/pck_auc", 0.99),
+        r"retrain/combined/metrics.json: mean is .*, but the retrainings give ",
+    ),
+    (
+        "stop",
+        "retrain/combined/metrics.json",
+        change_json("deviation|test/pck_auc", 0.5),
+        r"retrain/combined/metrics.json: deviation is ",
+    ),
+    ("stop", "retrain/combined/metrics.json", remove_content, r"retrain/combined/metrics.json is missing"),
+    ("stop", "retrain/combined/test_preds.json.gz", remove_content, r"retrain/combined/test_preds.json.gz is missing"),
+    (
+        "stop",
         "retrain/config.yaml",
         change_yaml("best", "/other/best.yaml"),
         r"has best=/other/best.yaml, which belongs to another",

@@ -45,6 +45,7 @@ from handpose.sweep.selection.confirm import (
     list_runs,
     summarise_confirmation,
 )
+from handpose.sweep.selection.retrain_seeds import summarise_metrics
 from handpose.sweep.selection.winner import select_winner, write_winner
 from handpose.sweep.storage.retention import describe_checkpoint
 from handpose.sweep.trainable.trial import (
@@ -342,15 +343,29 @@ class WholeSweep:
         return confirmed
 
     def _retrain(self):
+        """Write what two seeds leave, and what is combined from them."""
+        values = [
+            {"test/pa_mpjpe_mm": 9.512, "test/pck_auc": 0.8125, "baseline/pa_mpjpe_mm": 14.25},
+            {"test/pa_mpjpe_mm": 9.9, "test/pck_auc": 0.75, "baseline/pa_mpjpe_mm": 14.25},
+        ]
         place = self.folder / "retrain"
+        self._write_retraining(place, values[0])
+        self._write_retraining(place / "seed_1", values[1], "seed=1")
+        combined = place / "combined"
+        combined.mkdir()
+        (combined / "test_preds.json.gz").write_bytes(gzip.compress(b"predictions"))
+        content = {"predict": "ensemble", "predicted_by": [0, 1], "seeds": dict(zip("01", values, strict=True))}
+        content |= {**summarise_metrics(values), "metrics": {"test/pa_mpjpe_mm": 9.1}}
+        (combined / "metrics.json").write_text(json.dumps(content))
+
+    def _write_retraining(self, place, metrics, *changes):
         (place / "checkpoints").mkdir(parents=True)
         best = quote_override("best", str(self.folder / "best.yaml"))
-        save_config(compose("train", [best]), place / "config.yaml")
+        save_config(compose("train", [best, *changes]), place / "config.yaml")
         overrides = add_param_overrides(self.recipe.overrides, read_yaml(self.folder / "best.yaml")["params"])
-        (place / "overrides.json").write_text(json.dumps(overrides))
+        (place / "overrides.json").write_text(json.dumps([*overrides, *changes]))
         with zipfile.ZipFile(place / "checkpoints" / "best-epoch003.ckpt", "w") as archive:
             archive.writestr("data.pkl", "weights" * 1000)
         (place / "test_preds.json.gz").write_bytes(gzip.compress(b"predictions"))
-        metrics = {"test/pa_mpjpe_mm": 9.512, "test/pck_auc": 0.8125, "baseline/pa_mpjpe_mm": 14.25}
         content = {"checkpoint": str(place / "checkpoints" / "best-epoch003.ckpt"), "metrics": metrics}
         (place / "metrics.json").write_text(json.dumps(content))

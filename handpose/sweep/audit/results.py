@@ -346,7 +346,7 @@ def _audit_combined_seeds(place: Path) -> Iterator[AuditFinding]:
     """Check that the combined metrics are those of the retrainings, and that the combined predictions are intact."""
     combined, name = place / COMBINED_FOLDER, f"retrain/{COMBINED_FOLDER}"
     if not (combined / "metrics.json").is_file():
-        if _is_not_older(place.parent / REPORT_FILE, combined):
+        if _is_not_older(place.parent / REPORT_FILE, combined / _PREDICTIONS):
             yield Lost(f"{name}/metrics.json is missing")
         return
     try:
