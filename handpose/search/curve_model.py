@@ -188,14 +188,26 @@ class CurvePosterior:
         inputs = self._model._make_inputs(points)
         cross = _compute_covariance(self._scales, self._seen, inputs)
         whitened = torch.linalg.solve_triangular(self._factor, cross, upper=False)
-        variance = _compute_pairs(self._scales, inputs.times, inputs.times) - (whitened**2).sum(0)
+        before = _compute_shared(self._scales, inputs.times, inputs.times) + self._compute_trial_variance()
+        variance = before - (whitened**2).sum(0)
         mean = (cross.T @ self._weights).numpy()
         return CurvePrediction(inputs, mean, variance.clamp_min(1e-10).sqrt().numpy(), whitened)
 
-    def compute_covariance(self, first: "CurvePrediction", second: "CurvePrediction") -> np.ndarray:
-        """Return the covariances (n,) of two predictions of the same n trials at two epochs each."""
-        before = _compute_pairs(self._scales, first.inputs.times, second.inputs.times)
-        return (before - (first.whitened * second.whitened).sum(0)).numpy()
+    def predict_configurations(self, vectors: np.ndarray, epoch: int) -> "CurvePrediction":
+        """Predict what configurations (n, d) reach at an epoch, without the deviations of single trials."""
+        prediction = self.predict(self._make_new_trials(vectors, epoch))
+        variance = prediction.deviation**2 - self._compute_trial_variance()
+        return prediction._replace(deviation=np.sqrt(np.maximum(variance, 1e-10)))
+
+    def compute_covariance(self, of_trials: "CurvePrediction", of_configurations: "CurvePrediction") -> np.ndarray:
+        """Return the covariances (n,) of what n trials report at one epoch, and their configurations reach at another.
+
+        Args:
+            of_trials: from `predict`.
+            of_configurations: from `predict_configurations`, of the same configurations.
+        """
+        before = _compute_shared(self._scales, of_trials.inputs.times, of_configurations.inputs.times)
+        return (before - (of_trials.whitened * of_configurations.whitened).sum(0)).numpy()
 
     def draw_means(self, vectors: np.ndarray, epoch: int, num: int, rng: np.random.Generator) -> np.ndarray:
         """Draw together what configurations (n, d) reach at an epoch, without the deviations of single trials.
@@ -203,16 +215,21 @@ class CurvePosterior:
         Returns:
             The draws (n, num).
         """
-        new_trials = -1 - np.arange(len(vectors))
-        prediction = self.predict(CurvePoints(vectors, np.full(len(vectors), epoch), new_trials))
+        prediction = self.predict(self._make_new_trials(vectors, epoch))
         covariance = _compute_covariance(self._scales, prediction.inputs, prediction.inputs)
         covariance = covariance - prediction.whitened.T @ prediction.whitened
-        own = self._scales.trial_level**2 + self._scales.trial_course**2
         jitter = 1e-5 * float(covariance.diagonal().max())
         eye = torch.eye(len(covariance), dtype=torch.float64)
-        factor = torch.linalg.cholesky(covariance + (jitter - own) * eye)
+        factor = torch.linalg.cholesky(covariance + (jitter - self._compute_trial_variance()) * eye)
         normal = torch.from_numpy(rng.standard_normal((len(covariance), num)))
         return prediction.mean[:, None] + (factor @ normal).numpy()
+
+    def _make_new_trials(self, vectors: np.ndarray, epoch: int) -> CurvePoints:
+        return CurvePoints(vectors, np.full(len(vectors), epoch), -1 - np.arange(len(vectors)))
+
+    def _compute_trial_variance(self) -> float:
+        """Return the variance of a trial around what its configuration reaches, before it has a value."""
+        return float(self._scales.trial_level**2 + self._scales.trial_course**2)
 
 
 class CurvePrediction(NamedTuple):
@@ -251,12 +268,10 @@ def _compute_covariance(scales: _Scales, first: _Inputs, second: _Inputs) -> Ten
     return similarity * shared + same * own + mean
 
 
-def _compute_pairs(scales: _Scales, first: Tensor, second: Tensor) -> Tensor:
-    """Return the covariances (n,) of n trials at two times each."""
-    squared_times = (first - second) ** 2
-    shared = scales.level**2 + scales.course**2 * torch.exp(-0.5 * squared_times / scales.course_time**2)
-    own = scales.trial_level**2 + scales.trial_course**2 * torch.exp(-0.5 * squared_times / scales.trial_time**2)
-    return shared + own + scales.mean_level**2 + scales.mean_slope**2 * first * second
+def _compute_shared(scales: _Scales, first: Tensor, second: Tensor) -> Tensor:
+    """Return the covariances (n,) of n configurations at two times each."""
+    shared = scales.level**2 + scales.course**2 * torch.exp(-0.5 * (first - second) ** 2 / scales.course_time**2)
+    return shared + scales.mean_level**2 + scales.mean_slope**2 * first * second
 
 
 def _make_noise(scales: _Scales, num: int) -> Tensor:

@@ -1,11 +1,13 @@
 """What it is worth to train a trial further, judged by a model of learning curves.
 
-The worth of an option (to continue a trial, to resume a paused one, or to start a new one) is the probability per
-second that the trial ends better, by a margin, than every complete trial and than the predicted end of every other one.
-The trial need not be trained to its end: after a later report it may be abandoned, and then the rest of its cost is
-saved. So the worth is the largest, over the epochs of the next decisions and over cutoffs for the value there, of
+The worth of an option (to continue a trial, to resume a paused one, or to start a new one) is its expected gain per
+second. The gain is how much better its configuration ends than the goal, which is a little better than the best of all
+other trials; it is 0 if it does not. What counts is where a configuration ends on average over seeds: otherwise similar
+configurations would be started again and again, until a seed was lucky. The trial need not be trained to its end: after
+a later report it may be abandoned, and then the rest of its cost is saved. So the worth is the largest, over the epochs
+of the next decisions and over cutoffs for the value there, of
 
-    P(passes the cutoff and ends better than the goal) / (cost until then + P(passes the cutoff) * cost of the rest)
+    E[gain if it passes the cutoff] / (cost until then + P(passes the cutoff) * cost of the rest)
 
 That is how an option of a Pandora's box problem is ranked (Weitzman 1979), for a box that is opened in two steps.
 """
@@ -29,7 +31,7 @@ _LEAST_FITTED = 5
 _CUT = 1.5
 """Larger standardised losses are compressed by a logarithm, because it does not matter how bad a bad trial is."""
 _MARGIN = 0.1
-"""How much better a trial must end to count, as a fraction of the spread of the trials."""
+"""How much better a configuration must end to count, as a fraction of the spread of the trials."""
 _LOOK_AHEAD = (1, 2, 3)
 """Numbers of decisions ahead at which a trial may be abandoned."""
 _LEAST_SECONDS = 1e-6
@@ -44,7 +46,7 @@ class ObservedCurve(NamedTuple):
         vector: its encoded configuration (d,).
         losses: epoch -> loss; smaller is better.
         is_running: whether it is being trained.
-        has_ended: whether it will never be trained further. What it would have reached then is no goal for others.
+        has_ended: whether it will never be trained further. Unless it is complete, it is no goal for others.
     """
 
     vector: np.ndarray
@@ -103,13 +105,10 @@ class CurveForecast:
         values = self._scaling.standardise(losses)
         posterior = self._model.condition(points, values)
         seen = [index for index, curve in enumerate(self._curves) if curve.losses]
-        ends = posterior.predict(self._make_ends([self._curves[index].vector for index in seen], seen)).mean
+        vectors = np.array([self._curves[index].vector for index in seen])
+        ends = posterior.predict_configurations(vectors, self._max_epochs).mean
         self.final_means = dict(zip(seen, ends, strict=True))
-        results = {index: end for index, end in self.final_means.items() if not self._curves[index].has_ended}
-        for index, curve in enumerate(self._curves):
-            if self._max_epochs in curve.losses:
-                reached = self._scaling.standardise(np.array([curve.losses[self._max_epochs]]))[0]
-                results[index] = min(results.get(index, reached), reached)
+        results = {index: end for index, end in self.final_means.items() if self._can_be_chosen(self._curves[index])}
         self._best = heapq.nsmallest(2, results, key=lambda index: results[index])
         self._best_results = [results[index] for index in self._best]
         running = [index for index, curve in enumerate(self._curves) if curve.is_running]
@@ -118,6 +117,9 @@ class CurveForecast:
         believed = self._make_ends([self._curves[index].vector for index in running], running)
         together = CurvePoints(*(np.concatenate(pair) for pair in zip(points, believed, strict=True)))
         return self._model.condition(together, np.concatenate([values, posterior.predict(believed).mean]))
+
+    def _can_be_chosen(self, curve: ObservedCurve) -> bool:
+        return not curve.has_ended or self._max_epochs in curve.losses
 
     def find_best_trials(self, num: int) -> list[int]:
         """Return the indices of the trials that are expected to end best."""
@@ -151,7 +153,6 @@ class CurveForecast:
 
     def rate(self, options: Sequence[Option]) -> "Rating":
         """Compute the worth of options."""
-        num = len(options)
         vectors = np.array([option.vector for option in options])
         trials = np.array(
             [len(self._curves) + i if each.trial is None else each.trial for i, each in enumerate(options)]
@@ -160,10 +161,10 @@ class CurveForecast:
             np.array([getattr(option, name) for option in options]) for name in ("epochs", "epoch_s", "start_s")
         )
         epoch_s = np.maximum(epoch_s, _LEAST_SECONDS)
-        end = self._posterior.predict(CurvePoints(vectors, np.full(num, self._max_epochs), trials))
+        end = self._posterior.predict_configurations(vectors, self._max_epochs)
         goal = np.array([self._find_goal(option.trial) for option in options])
-        probability = ndtr((goal - end.mean) / end.deviation)
-        worth = probability / ((self._max_epochs - done) * epoch_s + start_s)
+        distance = (goal - end.mean) / end.deviation
+        worth = _compute_gain(distance, end.deviation) / ((self._max_epochs - done) * epoch_s + start_s)
         for ahead in _LOOK_AHEAD:
             place = np.searchsorted(self._epochs, done, side="right") + ahead - 1
             (early,) = np.nonzero(place < len(self._epochs) - 1)
@@ -175,14 +176,16 @@ class CurveForecast:
             seen_deviation = np.sqrt(soon.deviation**2 + self._model.noise**2)
             correlation = self._posterior.compute_covariance(soon, later) / seen_deviation / later.deviation
             correlation = np.clip(correlation, -0.999, 0.999)[:, None]
-            distance = ((goal[early] - later.mean) / later.deviation)[:, None]
-            success = ndtr((distance - correlation * _NODES) / np.sqrt(1 - correlation**2))
+            spread = np.sqrt(1 - correlation**2)  # of the end that the value then leaves, in deviations of the end
+            gain = _compute_gain(
+                (distance[early, None] - correlation * _NODES) / spread, spread * later.deviation[:, None]
+            )
             passed = np.cumsum(_NODE_WEIGHTS)
-            succeeded = np.cumsum(_NODE_WEIGHTS * success, axis=1)
+            gained = np.cumsum(_NODE_WEIGHTS * gain, axis=1)
             first_s = ((then - done[early]) * epoch_s[early] + start_s[early])[:, None]
             rest_s = ((self._max_epochs - then) * epoch_s[early])[:, None]
-            worth[early] = np.maximum(worth[early], (succeeded / (first_s + passed * rest_s)).max(1))
-        return Rating(worth, probability, self._scaling.restore(end.mean), self._scaling.restore(goal))
+            worth[early] = np.maximum(worth[early], (gained / (first_s + passed * rest_s)).max(1))
+        return Rating(worth, ndtr(distance), self._scaling.restore(end.mean), self._scaling.restore(goal))
 
     def _find_goal(self, trial: int | None) -> float:
         """Return the standardised loss that counts as better than all other trials."""
@@ -193,11 +196,22 @@ class CurveForecast:
         return CurvePoints(np.array(vectors), np.full(len(trials), self._max_epochs), np.array(trials, dtype=int))
 
 
+def _compute_gain(distance: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Compute by how much a normal value is expected to be below a goal, counting 0 where it is above.
+
+    Args:
+        distance: how far the goal is above the mean of the value, in standard deviations.
+        deviation: standard deviation of the value.
+    """
+    density = np.exp(-0.5 * distance**2) / math.sqrt(2 * math.pi)
+    return deviation * (distance * ndtr(distance) + density)
+
+
 class Rating(NamedTuple):
     """What options are worth.
 
     Attributes:
-        worth: probability per second to end better than the goal (n,).
+        worth: expected gain per second, in standardised losses (n,).
         probability: probability to end better than the goal, if trained to the end (n,).
         final_loss: expected loss at the end (n,).
         goal: the loss that is to be reached (n,).

@@ -57,18 +57,26 @@ def test_one_known_value_gives_the_formula_of_a_gaussian_process():
     assert other.deviation[0] ** 2 == pytest.approx(total - shared**2 / (total + noise))
 
 
-def test_two_epochs_of_one_trial_vary_together_by_the_formula():
+def test_a_configuration_is_predicted_without_what_a_trial_deviates():
+    model = CurveModel(1, MAX_EPOCHS)
+    posterior = model.condition(make_points(([0.5], MAX_EPOCHS, 0)), np.array([2.0]))
+    shared, own, noise = 0.7**2 + 0.5**2 + 1.0**2 + 1.0**2, 0.2**2 + 0.2**2, 0.1**2 + 1e-6
+    found = posterior.predict_configurations(np.array([[0.5]]), MAX_EPOCHS)
+    assert found.mean[0] == pytest.approx(2 * shared / (shared + own + noise))
+    assert found.deviation[0] ** 2 == pytest.approx(shared - shared**2 / (shared + own + noise), rel=1e-6)
+
+
+def test_a_trial_and_its_configuration_vary_together_by_the_formula():
     model = CurveModel(1, MAX_EPOCHS)
     posterior = model.condition(make_points(([0.0], 1, 0)), np.array([0.0]))
-    ends, middles = posterior.predict(make_points(([9e9], 27, 5))), posterior.predict(make_points(([9e9], 9, 5)))
+    middles = posterior.predict(make_points(([9e9], 9, 5)))
+    ends = posterior.predict_configurations(np.array([[9e9]]), 27)
     # Far from the known trial only the mean course is shared with it: level 1, slope 1, and epoch 1 is at time 0.
     between = 1 - np.log(9) / np.log(27)
-    before = (
-        0.7**2 + 0.5**2 * np.exp(-0.5 * (between / 0.6) ** 2) + 0.2**2 + 0.2**2 * np.exp(-0.5 * (between / 0.5) ** 2)
-    )
+    before = 0.7**2 + 0.5**2 * np.exp(-0.5 * (between / 0.6) ** 2)
     known = 0.7**2 + 0.5**2 + 0.2**2 + 0.2**2 + 1.0**2 + 0.1**2 + 1e-6
     expected = before + 1.0 + 1.0 * (1 - between) - 1.0 / known
-    assert posterior.compute_covariance(ends, middles)[0] == pytest.approx(expected)
+    assert posterior.compute_covariance(middles, ends)[0] == pytest.approx(expected)
 
 
 def test_the_end_of_a_curve_is_predicted_from_its_beginning_and_from_other_curves():
@@ -84,7 +92,7 @@ def test_the_end_of_a_curve_is_predicted_from_its_beginning_and_from_other_curve
 
 
 def test_the_chance_to_be_best_is_as_often_right_as_it_says():
-    """How often trials that are seen until epoch 4 end better than all others by the margin."""
+    """How often configurations whose trials are seen until epoch 4 end better than all others by the margin."""
     hits, chances = [], []
     for seed in range(25):
         curves = make_curves(24, seed=seed)
@@ -97,7 +105,8 @@ def test_the_chance_to_be_best_is_as_often_right_as_it_says():
         forecast = CurveForecast(model, known, MAX_EPOCHS, EPOCHS)
         rating = forecast.rate([Option(known[place].vector, place, 4, 1.0, 0.0) for place in range(12)])
         chances += list(rating.probability)
-        hits += [curves[place].losses[MAX_EPOCHS] < goal for place, goal in enumerate(rating.goal)]
+        ends = [compute_course(known[place].vector[0], MAX_EPOCHS) for place in range(12)]
+        hits += [end < goal for end, goal in zip(ends, rating.goal, strict=True)]
     assert np.mean(chances) == pytest.approx(np.mean(hits), abs=0.03)
 
 
@@ -117,7 +126,7 @@ def test_a_fit_makes_the_values_more_likely_and_finds_the_noise():
 # --- what a second of training is worth -------------------------------------------------------------------------------
 
 
-def test_worth_is_what_a_policy_of_two_steps_earns_per_second():
+def test_worth_is_what_a_policy_of_two_steps_gains_per_second():
     """For one option, the best cutoff at the best early epoch is looked for by simulation."""
     curves = make_curves(12, noise=0.05)
     known = [ObservedCurve(curves[0].vector, {1: curves[0].losses[1]}), *curves[1:]]
@@ -126,7 +135,7 @@ def test_worth_is_what_a_policy_of_two_steps_earns_per_second():
     forecast = CurveForecast(model, known, MAX_EPOCHS, EPOCHS)
     rating = forecast.rate([Option(known[0].vector, 0, 1, 2.0, 3.0)])
     rng, best = np.random.default_rng(0), 0.0
-    end = forecast._posterior.predict(make_points((known[0].vector, MAX_EPOCHS, 0)))
+    end = forecast._posterior.predict_configurations(known[0].vector[None], MAX_EPOCHS)
     goal = end.mean[0] + end.deviation[0] * norm.ppf(rating.probability[0])
     for epoch in EPOCHS[1:4]:
         soon = forecast._posterior.predict(make_points((known[0].vector, epoch, 0)))
@@ -140,8 +149,8 @@ def test_worth_is_what_a_policy_of_two_steps_earns_per_second():
         for cutoff in np.quantile(seen, np.linspace(0.02, 0.98, 49)):
             passed = seen < cutoff
             cost = (epoch - 1) * 2.0 + 3.0 + passed.mean() * (MAX_EPOCHS - epoch) * 2.0
-            best = max(best, (passed & (final < goal)).mean() / cost)
-    straight = rating.probability[0] / (26 * 2.0 + 3.0)
+            best = max(best, (passed * np.maximum(goal - final, 0.0)).mean() / cost)
+    straight = np.maximum(goal - final, 0.0).mean() / (26 * 2.0 + 3.0)
     assert rating.worth[0] == pytest.approx(max(best, straight), rel=0.05)
 
 
