@@ -92,7 +92,7 @@ def test_without_a_chance_that_is_wanted_more_trials_are_thawed(make_scheduler):
 
 def test_seconds_are_learned_from_the_times_of_reports(make_scheduler):
     scheduler = make_scheduler()
-    for trial, (x, epoch_s) in enumerate([(0.9, 4.0), (0.8, 4.0), (0.1, 1.0), (0.2, 1.0), (0.15, 1.0)]):
+    for trial, (x, epoch_s) in enumerate([(0.9, 4.0), (0.8, 4.0), (0.1, 1.0), (0.2, 1.0), (0.3, 1.0)]):
         begin(scheduler, trial, x, until=3, epoch_s=epoch_s, start_s=5.0)
     epoch_s, start_s = scheduler._estimate_seconds()
     assert (epoch_s, start_s) == (1.0, pytest.approx(5.0))
