@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 from matplotlib.transforms import Bbox, TransformedBbox
 from numpy.typing import NDArray
 from PIL import Image
@@ -59,6 +59,7 @@ def draw_predictions(
     predicted_uv: FloatArray,
     target_uv: FloatArray | None = None,
     *,
+    radii_px: FloatArray | None = None,
     columns: int = 4,
     captions: Sequence[str] | None = None,
 ) -> PixelArray:
@@ -70,6 +71,7 @@ def draw_predictions(
         images: (N, H, W, 3) uint8 images.
         predicted_uv: (N, K, 2) predicted joints in pixels of the images; (0, 0) is the centre of the first pixel.
         target_uv: (N, K, 2) true joints in pixels of the images.
+        radii_px: (N, K) expected errors in pixels of the images, drawn as circles; NaN: no circle.
         columns: number of images in a row.
         captions: a text for each hand.
     """
@@ -79,7 +81,10 @@ def draw_predictions(
     )
     for hand, box in enumerate(cells):
         _draw_image(axes, box, _resize_to_box(images[hand], box))
-        _draw_skeleton(axes, box, _scale_to_box(predicted_uv[hand], images, box))
+        uv = _scale_to_box(predicted_uv[hand], images, box)
+        if radii_px is not None:
+            _draw_circles(axes, box, uv, radii_px[hand] * box.width / images.shape[2])
+        _draw_skeleton(axes, box, uv)
         if target_uv is not None:
             _draw_thin_skeleton(axes, box, _scale_to_box(target_uv[hand], images, box), "white")
         if captions is not None:
@@ -196,7 +201,7 @@ def draw_heatmaps(
     return _render(axes)
 
 
-def draw_over_photograph(photograph: PixelArray, uv: FloatArray) -> PixelArray:
+def draw_over_photograph(photograph: PixelArray, uv: FloatArray, radii_px: FloatArray | None = None) -> PixelArray:
     """Draw a predicted skeleton over a photograph at its own size. The width of the lines grows with the photograph.
 
     A skeleton with a coordinate that is not finite is left out.
@@ -204,11 +209,14 @@ def draw_over_photograph(photograph: PixelArray, uv: FloatArray) -> PixelArray:
     Args:
         photograph: (H, W, 3) uint8 image.
         uv: (K, 2) joints in its pixels.
+        radii_px: (K,) expected errors in its pixels, drawn as circles; NaN: no circle.
     """
     height, width = photograph.shape[:2]
     axes = _blank_axes(width, height, dpi=_DPI * max(1.0, max(height, width) / 400))
     box = _Box(0, 0, width, height)
     _draw_image(axes, box, photograph)
+    if radii_px is not None:
+        _draw_circles(axes, box, uv + 0.5, radii_px)
     _draw_skeleton(axes, box, uv + 0.5)
     return _render(axes)
 
@@ -361,6 +369,16 @@ def _draw_skeleton(axes: Axes, box: _Box, points: FloatArray, nearness: FloatArr
         x, y, s=(7.5 * _POINTS_PER_PX) ** 2, c=_COLOURS[order], edgecolors="black", linewidths=_POINTS_PER_PX, zorder=3
     )
     _clip_to_box(axes, box, dots)
+
+
+def _draw_circles(axes: Axes, box: _Box, points: FloatArray, radii: FloatArray) -> None:
+    """Draw a transparent circle in the colour of the finger around each joint, (K, 2) points and (K,) radii."""
+    for (x, y), radius, colour in zip(points, radii, _COLOURS, strict=True):
+        if np.isfinite([x, y, radius]).all():
+            circle = Circle((x, y), radius, facecolor=(*to_rgb(colour), 0.22), edgecolor=(*to_rgb(colour), 0.7))
+            circle.set_linewidth(_POINTS_PER_PX)
+            axes.add_patch(circle)
+            _clip_to_box(axes, box, circle)
 
 
 def _draw_thin_skeleton(axes: Axes, box: _Box, points: FloatArray, colour: str) -> None:

@@ -55,6 +55,17 @@ def project(xyz: Tensor, intrinsics: Tensor) -> Tensor:
     return torch.stack((fx * x + skew * y + cx, fy * y + cy), dim=-1)  # (..., K, 2)
 
 
+def project_lengths(lengths: Tensor, xyz: Tensor, intrinsics: Tensor) -> Tensor:
+    """Return how long lengths (..., K) at points look in the image, across the view: (..., K) pixels.
+
+    Args:
+        lengths: in the unit of the points.
+        xyz: (..., K, 3) points in the camera frame.
+        intrinsics: (..., 3, 3) in pixels.
+    """
+    return lengths * intrinsics[..., 0, 0, None] / xyz[..., 2]
+
+
 def normalize_image_points(uv: Tensor, intrinsics: Tensor) -> Tensor:
     """Return where the ray of each pixel meets the plane of depth 1: K^-1 (u, v, 1) without its last element.
 

@@ -65,6 +65,19 @@ class HeatmapTruth(NamedTuple):
     size: tuple[int, int]
 
 
+class JointPrediction(NamedTuple):
+    """What a network predicts for B images.
+
+    Attributes:
+        xyz_m: (B, K, 3) joints in metres in the camera frame.
+        error_m: (B, K) how far each joint is expected to be from its true place, in metres: in the right proportions
+            always, and of the right size if the network has been calibrated (`handpose.evaluation.calibration`).
+    """
+
+    xyz_m: Tensor
+    error_m: Tensor
+
+
 def compute_bin_centers(bins: int, *, like: Tensor) -> Tensor:
     """Return the centres of the bins of an axis, (bins,) in [0, 1]."""
     return (torch.arange(bins, device=like.device, dtype=like.dtype) + 0.5) / bins
@@ -190,6 +203,20 @@ def compute_expected_coordinates(logits: AxisLogits) -> Tensor:
     return torch.stack([soft_argmax(to_at_least_float32(axis)) for axis in logits], dim=-1)
 
 
+def compute_variances(logits: AxisLogits) -> Tensor:
+    """Compute the variance of the heatmaps of all joints: (B, K, 3) in units of the axes, in at least float32.
+
+    A network that is unsure where a joint is spreads its heatmap over all places that it thinks possible.
+    """
+    return torch.stack([_compute_variance(to_at_least_float32(axis)) for axis in logits], dim=-1)
+
+
+def _compute_variance(logits: Tensor) -> Tensor:
+    heatmap, centers = torch.softmax(logits, dim=-1), compute_bin_centers(logits.shape[-1], like=logits)
+    mean = (heatmap * centers).sum(dim=-1, keepdim=True)
+    return (heatmap * (centers - mean).square()).sum(dim=-1)
+
+
 class _Axes(nn.Module):
     """Base class of all axes: draws heatmaps along them and reads coordinates from heatmaps."""
 
@@ -308,6 +335,31 @@ class ImageAxes(_Axes):
         scale = torch.where(scale_m.isfinite(), scale_m, self.scale_m)
         return geometry.back_project(uv, depth * scale[:, None], intrinsics)
 
+    def to_metres(
+        self, distances: Tensor, xyz_m: Tensor, intrinsics: Tensor, size: tuple[int, int], scale_m: Tensor
+    ) -> Tensor:
+        """Convert small distances along the axes to metres.
+
+        Args:
+            distances: (B, K, 3) in units of the axes.
+            xyz_m: (B, K, 3) joints from which they are measured, in metres.
+            intrinsics, size, scale_m: as for `decode`.
+
+        Returns:
+            (B, K, 3) in metres.
+        """
+        height, width = size
+        scale = torch.where(scale_m.isfinite(), scale_m, self.scale_m)[:, None]
+        depth = xyz_m[..., 2]
+        return torch.stack(
+            [
+                distances[..., 0] * width * depth / intrinsics[:, 0, 0, None],
+                distances[..., 1] * height * depth / intrinsics[:, 1, 1, None],
+                distances[..., 2] * 2.0 * self.depth_range * scale,
+            ],
+            dim=-1,
+        )
+
     def normalize_hand(self, coordinates: Tensor, truth: HeatmapTruth) -> Tensor:
         """Return joints in lengths of the true reference bone. Losses measure bones on them.
 
@@ -392,6 +444,12 @@ class CameraAxes(_Axes):
     def decode(self, coordinates: Tensor, intrinsics: Tensor, size: tuple[int, int], scale_m: Tensor) -> Tensor:
         """Return joints in metres in the camera frame, (B, K, 3). Only the coordinates are used."""
         return self.low_m + coordinates * (self.extent / 1000.0)
+
+    def to_metres(
+        self, distances: Tensor, xyz_m: Tensor, intrinsics: Tensor, size: tuple[int, int], scale_m: Tensor
+    ) -> Tensor:
+        """Convert distances along the axes to metres, (B, K, 3). Only the distances are used."""
+        return distances * (self.extent / 1000.0)
 
     def normalize_hand(self, coordinates: Tensor, truth: HeatmapTruth) -> Tensor:
         """Return joints in lengths of the true reference bone, (B, K, 3). Losses measure bones on them."""

@@ -27,13 +27,15 @@ from handpose.evaluation.photographs import (
 )
 from handpose.evaluation.trained_network import TrainedNetwork, list_checkpoints, read_networks
 from handpose.files import check_writable, write_atomically, write_json
-from handpose.geometry import project, to_root_relative
+from handpose.geometry import project, project_lengths, to_root_relative
 from handpose.heatmaps import CameraAxes
 from handpose.program import exit_on_user_error, make_parser
 from handpose.skeleton import JOINT_NAMES
 from handpose.utf8 import use_utf8
 
 _FILL = 0.6
+
+_UNCALIBRATED = "not calibrated: right proportions, but maybe too large or too small"
 
 _DESCRIPTION = """\
 Find the 21 joints of the hand in photographs. Each photograph must show one hand, which fills a good part of the
@@ -202,18 +204,24 @@ def _predict_batch(
             fill=options.crop,
             mirror=options.mirror,
         )
-        for (photograph, overlay), xyz_m in zip(readable, found, strict=True):
-            records[photograph.path] = _make_record(photograph, xyz_m, options.output / overlay)
+        for (photograph, overlay), xyz_m, error_m in zip(readable, *found, strict=True):
+            records[photograph.path] = _make_record(photograph, xyz_m, error_m, options.output / overlay)
     return [records[path] for path, _, _ in files]
 
 
-def _make_record(photograph: Photograph, xyz_m: NDArray[np.float64], overlay: Path) -> dict[str, Any]:
+def _make_record(
+    photograph: Photograph, xyz_m: NDArray[np.float64], error_m: NDArray[np.float64], overlay: Path
+) -> dict[str, Any]:
     """Draw the overlay of a photograph, and return its record for hands.json."""
     camera, xyz = photograph.camera, torch.from_numpy(xyz_m)
-    uv = project(xyz, torch.from_numpy(camera.intrinsics)).numpy()
+    intrinsics = torch.from_numpy(camera.intrinsics)
+    uv = project(xyz, intrinsics).numpy()
+    radii_px = project_lengths(torch.from_numpy(error_m), xyz, intrinsics).numpy()
     kind = "JPEG" if overlay.suffix == ".jpg" else "PNG"
     with write_atomically(overlay) as part:
-        Image.fromarray(drawing.draw_over_photograph(np.asarray(photograph.picture), uv)).save(part, kind, quality=92)
+        Image.fromarray(drawing.draw_over_photograph(np.asarray(photograph.picture), uv, radii_px)).save(
+            part, kind, quality=92
+        )
     return {
         "file": str(photograph.path),
         "overlay": overlay.name,
@@ -224,6 +232,7 @@ def _make_record(photograph: Photograph, xyz_m: NDArray[np.float64], overlay: Pa
         "uv_px": uv.round(3).tolist(),
         "xyz_mm": (1000 * xyz_m).round(3).tolist(),
         "xyz_root_relative_mm": (1000 * to_root_relative(xyz)).numpy().round(3).tolist(),
+        "expected_error_mm": (1000 * error_m).round(2).tolist(),
     }
 
 
@@ -249,6 +258,7 @@ def _write_json_file(
         "reference_bone_mm": options.scale,
         "reference_bone_from": "assumed: the mean of the training set" if options.scale is None else "given",
         "joints": list(JOINT_NAMES),
+        "expected_errors": "calibrated on validation images" if network.is_calibrated else _UNCALIBRATED,
     }
     write_json(options.output / "hands.json", about | {"hands": hands}, indent=1)
 

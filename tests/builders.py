@@ -107,3 +107,12 @@ def write_course(root: Path, *, num_poses: int = 4, images_per_entry: int = 4) -
         if split != "test":
             write_json(root / f"{split}_xyz.json", make_hands(num_poses, seed))
     return root
+
+
+def as_prediction(xyz_m, error_m=0.0):
+    """What a network predicts that finds these joints and expects the same error of each."""
+    import torch
+
+    from handpose.heatmaps import JointPrediction
+
+    return JointPrediction(xyz_m, torch.full_like(xyz_m[..., 0], error_m))

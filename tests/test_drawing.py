@@ -209,5 +209,11 @@ def test_a_hand_over_a_photograph_is_drawn_in_its_pixels_at_its_size(shape):
     nearest = np.abs(where(picture, FINGER_COLOURS["index"]) - tip).max(axis=1).min()
     assert nearest <= 1
     assert (picture[-1, 0] == 90).all()
+    circled = draw_over_photograph(np.full((height, width, 3), 90, np.uint8), uv, np.full(21, 12.0))
+    changed = np.argwhere((circled != picture).any(axis=2))[:, ::-1]
+    distances = np.linalg.norm(changed[:, None] - uv[None], axis=-1).min(axis=1)
+    assert 10.0 < distances.max() < 14.5  # a circle of 12 px around each joint
+    unknown = draw_over_photograph(np.full((height, width, 3), 90, np.uint8), uv, np.full(21, np.nan))
+    assert (unknown == picture).all()
     lost = draw_over_photograph(np.full((height, width, 3), 90, np.uint8), np.full((21, 2), np.nan))
     assert (lost == 90).all()

@@ -16,9 +16,11 @@ from handpose.config import compose, is_group, use_given_extensions
 from handpose.data.datamodule import HandDataModule, OrderedBatches, PackedHands
 from handpose.dotenv_file import load_dotenv_file
 from handpose.errors import UserError
+from handpose.evaluation.confidence import compute_confidence_scores, draw_confidence
 from handpose.evaluation.curves import draw_pck
-from handpose.evaluation.ensemble import average_predictions
-from handpose.evaluation.hand_pictures import choose_hands
+from handpose.evaluation.ensemble import combine_split_predictions
+from handpose.evaluation.hand_pictures import choose_hands, compute_radii_px
+from handpose.evaluation.predict import SplitPredictions
 from handpose.evaluation.score_table import make_table
 from handpose.evaluation.scores import JointErrors, compute_joint_errors, compute_scores
 from handpose.evaluation.submission import read_predictions, write_course
@@ -53,6 +55,7 @@ class _Predictions(NamedTuple):
     data: HandDataModule
     dataset: PackedHands
     xyz_m: NDArray[np.float64]  # (N, K, 3) predicted joints in metres
+    error_m: NDArray[np.float64]  # (N, K) expected errors in metres; NaN if they are not known
     hand_size: str  # where it comes from, in words
 
 
@@ -123,7 +126,8 @@ def _predict_with_checkpoints(paths: Sequence[Path], split: Split, overrides: Se
     for path, predicted in zip(checkpoints, predictions, strict=True):
         if predicted.data.fingerprint != first.data.fingerprint:
             raise UserError(f"{path} was trained on other data than {checkpoints[0]}; give data=... data.root=...")
-    return first._replace(xyz_m=average_predictions([each.xyz_m for each in predictions]))
+    combined = combine_split_predictions([SplitPredictions(each.xyz_m, each.error_m) for each in predictions])
+    return first._replace(xyz_m=combined.xyz_m, error_m=combined.error_m)
 
 
 def _predict_with_checkpoint(path: Path, split: Split, overrides: Sequence[str]) -> _Predictions:
@@ -136,8 +140,8 @@ def _predict_with_checkpoint(path: Path, split: Split, overrides: Sequence[str])
     dataset = _open_dataset(prepared.data, split)
     batches = OrderedBatches(dataset, batch_size=prepared.data.batch_size)
     loader = DataLoader(dataset, batch_size=None, sampler=batches)
-    xyz_m = predict_loader(config, prepared, loader, quiet=False)
-    return _Predictions(prepared.data, dataset, xyz_m, describe_hand_size(prepared, dataset.annotations))
+    predicted = predict_loader(config, prepared, loader, quiet=False)
+    return _Predictions(prepared.data, dataset, *predicted, describe_hand_size(prepared, dataset.annotations))
 
 
 def _read_prediction_file(path: Path, split: Split, overrides: Sequence[str]) -> _Predictions:
@@ -150,7 +154,8 @@ def _read_prediction_file(path: Path, split: Split, overrides: Sequence[str]) ->
             f"{path} has {len(xyz_m)} hands but the {split} split of {data.source.name} has {len(dataset)}; give the "
             "data and the --split of these predictions"
         )
-    return _Predictions(data, dataset, xyz_m, "as in the file of predictions")
+    unknown = np.full(xyz_m.shape[:2], np.nan)
+    return _Predictions(data, dataset, xyz_m, unknown, "as in the file of predictions")
 
 
 def _drop_overridden(ours: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -177,7 +182,7 @@ def _open_dataset(data: HandDataModule, split: Split) -> PackedHands:
 
 def _evaluate(predicted: _Predictions, split: Split, folder: Path) -> dict[str, Any]:
     """Compute the scores, and write the predictions, the curve and the pictures to the folder. Return the scores."""
-    data, dataset, xyz_m, _ = predicted
+    data, dataset, xyz_m, error_m, _ = predicted
     truth_m, training_m = dataset.annotations.xyz_m, data.splits.train.xyz_m
     assert truth_m is not None
     assert training_m is not None
@@ -193,6 +198,9 @@ def _evaluate(predicted: _Predictions, split: Split, folder: Path) -> dict[str, 
         "as predicted": errors.absolute_mm,
     }
     draw_pck(folder / "pck.png", curves)
+    if confidence := compute_confidence_scores(1000.0 * error_m, errors.root_relative_mm):
+        result["confidence"] = confidence
+        draw_confidence(folder / "confidence.png", confidence)
     _draw_hands(folder / "hands.png", predicted, truth_m, errors, names)
     return result
 
@@ -210,6 +218,7 @@ def _draw_hands(
         batch.image.permute(0, 2, 3, 1).numpy(),
         project(torch.from_numpy(predicted.xyz_m[chosen]), camera).numpy(),
         project(torch.from_numpy(truth_m[chosen]), camera).numpy(),
+        radii_px=compute_radii_px(SplitPredictions(predicted.xyz_m, predicted.error_m), chosen, camera),
         captions=[f"{which}: {names[i]}, {per_hand[i]:.1f} mm" for which, i in zip(kinds, chosen, strict=True)],
     )
     with write_atomically(path) as part:

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handpose.data.augment import View
-from handpose.evaluation.views import PosePredictor, average_views
+from handpose.evaluation.predict import SplitPredictions
+from handpose.evaluation.views import PosePredictor, combine_predictions
+from handpose.heatmaps import JointPrediction
 from handpose.training.module import HandPose
 
 
 class Ensemble(nn.Module):
-    """Predicts with several networks and averages their joints as `average_views` does.
+    """Predicts with several networks and combines their predictions (`combine_predictions`).
 
     Args:
         members: the networks, all with axes of the same kind. They may differ in everything else.
@@ -29,20 +29,13 @@ class Ensemble(nn.Module):
         """The device of the networks."""
         return next(self.parameters()).device
 
-    def predict_xyz_m(self, view: View, scale_m: Tensor) -> Tensor:
-        """Predict the joints in a view; arguments and result are those of `HandPose.predict_xyz_m`."""
+    def predict(self, view: View, scale_m: Tensor) -> JointPrediction:
+        """Predict the joints in a view; arguments and result are those of `HandPose.predict`."""
         members: Sequence[PosePredictor] = list(self.members)  # type: ignore[arg-type]
-        return average_views(torch.stack([member.predict_xyz_m(view, scale_m) for member in members]))
+        return combine_predictions([member.predict(view, scale_m) for member in members])
 
 
-def average_predictions(predictions_m: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Average predictions of several networks for the same hands.
-
-    Args:
-        predictions_m: (N, K, 3) joints of each network in metres, camera frame.
-
-    Returns:
-        (N, K, 3) joints in metres.
-    """
-    stacked = torch.from_numpy(np.stack(predictions_m))
-    return average_views(stacked).numpy()
+def combine_split_predictions(predictions: Sequence[SplitPredictions]) -> SplitPredictions:
+    """Combine predictions of several networks for the same split, as `combine_predictions` does."""
+    combined = combine_predictions([JointPrediction(*map(torch.from_numpy, each)) for each in predictions])
+    return SplitPredictions(*(each.numpy() for each in combined))

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from handpose.data.augment import View, mirror_view
 from handpose.evaluation.photographs import Photograph, make_whole_view_intrinsics, warp_photograph
+from handpose.evaluation.predict import SplitPredictions
 from handpose.evaluation.trained_network import TrainedNetwork
 from handpose.evaluation.views import look_at_joints, undo_mirror, undo_rotation
 from handpose.geometry import project
+from handpose.heatmaps import JointPrediction
 from handpose.skeleton import NUM_JOINTS
 
 
@@ -24,7 +25,7 @@ def find_hands(
     scale_m: float,
     fill: float | None,
     mirror: bool,
-) -> NDArray[np.float64]:
+) -> SplitPredictions:
     """Predict the joints of the hand in each of B photographs.
 
     Args:
@@ -36,16 +37,16 @@ def find_hands(
         mirror: show the network mirror images, because the hands are of the side that it was not trained on.
 
     Returns:
-        (B, K, 3) joints in metres in the frame of each photograph's camera.
+        The joints in the frame of each photograph's camera.
     """
     cameras = torch.from_numpy(np.stack([photograph.camera.intrinsics for photograph in photographs]))
     whole = [make_whole_view_intrinsics(item.picture.size, item.camera.intrinsics, side=side) for item in photographs]
     identity = torch.eye(3, dtype=torch.float64).expand_as(cameras)
-    xyz_m = _find_joints(network, photographs, torch.from_numpy(np.stack(whole)), identity, side, scale_m, mirror)
+    found = _find_joints(network, photographs, torch.from_numpy(np.stack(whole)), identity, side, scale_m, mirror)
     if fill is not None:
-        rotation, intrinsics = look_at_joints(project(xyz_m, cameras), cameras, (side, side), fill=fill)
-        xyz_m = _find_joints(network, photographs, intrinsics, rotation, side, scale_m, mirror)
-    return xyz_m.numpy()
+        rotation, intrinsics = look_at_joints(project(found.xyz_m, cameras), cameras, (side, side), fill=fill)
+        found = _find_joints(network, photographs, intrinsics, rotation, side, scale_m, mirror)
+    return SplitPredictions(found.xyz_m.numpy(), found.error_m.numpy())
 
 
 def _find_joints(
@@ -56,7 +57,7 @@ def _find_joints(
     side: int,
     scale_m: float,
     mirror: bool,
-) -> Tensor:
+) -> JointPrediction:
     """Predict the joints through virtual cameras.
 
     Args:
@@ -69,7 +70,7 @@ def _find_joints(
         mirror: show mirror images.
 
     Returns:
-        (B, K, 3) joints in metres in the frame of each photograph's camera.
+        The joints in the frame of each photograph's camera.
     """
     homographies = (
         intrinsics[i] @ rotation[i] @ torch.linalg.inv(torch.from_numpy(photograph.camera.intrinsics))
@@ -85,5 +86,6 @@ def _find_joints(
         xyz_m=torch.full((len(images), NUM_JOINTS, 3), torch.nan, device=device),
     )
     scales = torch.full((len(images),), scale_m, device=device)
-    found_m = network.views.predict_xyz_m(network.module, mirror_view(view) if mirror else view, scales).double().cpu()
-    return undo_rotation(undo_mirror(found_m) if mirror else found_m, rotation)
+    found = network.views.predict(network.module, mirror_view(view) if mirror else view, scales)
+    found_m, error_m = (each.double().cpu() for each in found)
+    return JointPrediction(undo_rotation(undo_mirror(found_m) if mirror else found_m, rotation), error_m)

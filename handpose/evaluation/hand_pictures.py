@@ -10,15 +10,16 @@ from PIL import Image
 
 from handpose import drawing
 from handpose.data.datamodule import PackedHands
+from handpose.evaluation.predict import SplitPredictions
 from handpose.evaluation.scores import compute_joint_errors
 from handpose.files import write_atomically, write_json
-from handpose.geometry import project
+from handpose.geometry import project, project_lengths
 
 HANDS_FOLDER, HANDS_FILE = "hands", "hands.json"
 NUM_PER_KIND = 6
 
 
-def write_hand_pictures(folder: Path, dataset: PackedHands, predicted_m: NDArray[np.floating]) -> None:
+def write_hand_pictures(folder: Path, dataset: PackedHands, predicted: SplitPredictions) -> None:
     """Write the folder hands/: one JPEG per hand, and hands.json, which lists them with their errors.
 
     The hands are the worst and the best by PA-MPJPE. If the true joints are not known, they are spread evenly over the
@@ -27,9 +28,9 @@ def write_hand_pictures(folder: Path, dataset: PackedHands, predicted_m: NDArray
     Args:
         folder: the folder in which hands/ is made.
         dataset: the images of the split.
-        predicted_m: (N, K, 3) predicted joints in metres, camera frame, in the order of the dataset.
+        predicted: the predictions, in the order of the dataset.
     """
-    truth_m = dataset.annotations.xyz_m
+    truth_m, predicted_m = dataset.annotations.xyz_m, predicted.xyz_m
     errors_mm = None
     if truth_m is not None:
         errors_mm = compute_joint_errors(predicted_m, truth_m, dataset.intrinsics.numpy()).aligned_mm.mean(axis=1)
@@ -39,7 +40,7 @@ def write_hand_pictures(folder: Path, dataset: PackedHands, predicted_m: NDArray
     for number, (kind, index) in enumerate(chosen):
         file = f"{kind}_{number:02d}.jpg"
         with write_atomically(hands_folder / file) as part:
-            Image.fromarray(_draw_hand(dataset, index, predicted_m, truth_m)).save(part, "JPEG", quality=85)
+            Image.fromarray(_draw_hand(dataset, index, predicted, truth_m)).save(part, "JPEG", quality=85)
         error_mm = None if errors_mm is None else float(errors_mm[index])
         listed.append(
             {"file": file, "kind": kind, "name": dataset.annotations.files[index].stem, "pa_mpjpe_mm": error_mm}
@@ -68,8 +69,24 @@ def choose_hands(
     return [*(("worst", int(index)) for index in worst), *(("best", int(index)) for index in best)]
 
 
+def compute_radii_px(
+    predicted: SplitPredictions, chosen: NDArray[np.int64], camera: torch.Tensor
+) -> drawing.FloatArray:
+    """Compute how large the expected errors of some hands look in their images: (M, K) pixels.
+
+    Args:
+        predicted: the predictions of the split.
+        chosen: (M,) positions of the hands in the split.
+        camera: (M, 3, 3) intrinsics of their images.
+    """
+    lengths, xyz = (
+        torch.from_numpy(np.asarray(each[chosen], np.float64)) for each in (predicted.error_m, predicted.xyz_m)
+    )
+    return project_lengths(lengths, xyz, camera).numpy()
+
+
 def _draw_hand(
-    dataset: PackedHands, index: int, predicted_m: NDArray[np.floating], truth_m: NDArray[np.floating] | None
+    dataset: PackedHands, index: int, predicted: SplitPredictions, truth_m: NDArray[np.floating] | None
 ) -> drawing.PixelArray:
     batch = dataset[np.array([index])]
     camera = batch.intrinsics.double()
@@ -79,8 +96,9 @@ def _draw_hand(
 
     picture = drawing.draw_predictions(
         batch.image.permute(0, 2, 3, 1).numpy(),
-        seen(predicted_m),
+        seen(predicted.xyz_m),
         None if truth_m is None else seen(truth_m),
+        radii_px=compute_radii_px(predicted, np.array([index]), camera),
         columns=1,
     )
     return picture[: picture.shape[1]]  # images are square; this cuts off the legend below

@@ -1,5 +1,7 @@
 """Predictions of a network on a split, and their errors."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -9,11 +11,76 @@ from torch import Tensor
 from handpose.data.augment import to_view
 from handpose.data.sample import HandBatch
 from handpose.evaluation.views import Views
-from handpose.geometry import compute_bone_lengths, project
+from handpose.geometry import compute_bone_lengths, project, to_root_relative
+from handpose.heatmaps import compute_variances
 from handpose.metrics.mpjpe import PaMpjpe, RootRelativeMpjpe
 from handpose.metrics.validation import make_metrics
-from handpose.skeleton import BONES, REFERENCE_BONE
+from handpose.skeleton import BONES, REFERENCE_BONE, ROOT
+from handpose.training.calibration import Calibration, fit_calibration
 from handpose.training.module import HandPose
+
+
+class SplitPredictions(NamedTuple):
+    """Predictions for the N images of a split, in its order.
+
+    Attributes:
+        xyz_m: (N, K, 3) joints in metres in the camera frame.
+        error_m: (N, K) how far each joint is expected to be from its true place relative to the root, in metres.
+    """
+
+    xyz_m: NDArray[np.float64]
+    error_m: NDArray[np.float64]
+
+
+class CalibrationSample(NamedTuple):
+    """What the network says about N images and how far it is off.
+
+    Attributes:
+        variances: (N, K, 3) of the heatmaps, in squared units of the axes.
+        errors: (N, K, 3) absolute errors along the axes; NaN for joints outside the image.
+        metres: (N, K, 3) metres that a unit of each axis is long at each joint.
+        distance_m: (N, K) distance from the true place relative to the root.
+    """
+
+    variances: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    metres: NDArray[np.float64]
+    distance_m: NDArray[np.float64]
+
+
+class CalibrationModule(pl.LightningModule):
+    """Lets a Trainer compare a trained module's heatmaps with the truth.
+
+    Args:
+        module: the trained module.
+    """
+
+    def __init__(self, module: HandPose) -> None:
+        super().__init__()
+        self.module = module
+
+    def predict_step(self, batch: HandBatch, batch_idx: int) -> tuple[Tensor, ...]:
+        """Return (B,) positions in the split, and the parts of a `CalibrationSample`."""
+        view, axes = to_view(batch), self.module.axes
+        logits = self.module(view)
+        coordinates = axes.read_out(logits)
+        camera = view.intrinsics, view.size
+        true = axes.encode(view.xyz_m, *camera)
+        xyz_m = axes.decode(coordinates, *camera, batch.scale_m)
+        is_inside = (true >= 0.0) & (true <= 1.0)
+        errors = (coordinates - true).abs().where(is_inside, torch.full_like(true, torch.nan))
+        metres = axes.to_metres(torch.ones_like(true), xyz_m, *camera, batch.scale_m)
+        distance_m = torch.linalg.vector_norm(to_root_relative(xyz_m) - to_root_relative(view.xyz_m), dim=-1)
+        return batch.position, compute_variances(logits), errors, metres, distance_m
+
+
+def calibrate(sample: CalibrationSample) -> Calibration:
+    """Find the calibration for which the mean expected error is that of the true errors, relative to the root."""
+    calibration = fit_calibration(sample.variances, sample.errors)
+    along_axes = calibration.compute_errors(torch.from_numpy(sample.variances)).numpy() * sample.metres
+    expected_m = np.linalg.norm(along_axes, axis=-1)
+    others = np.arange(expected_m.shape[1]) != ROOT
+    return calibration.scale(float(sample.distance_m[:, others].mean() / expected_m[:, others].mean()))
 
 
 class PredictionModule(pl.LightningModule):
@@ -29,13 +96,14 @@ class PredictionModule(pl.LightningModule):
         self.module = module
         self.views = views
 
-    def predict_step(self, batch: HandBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
+    def predict_step(self, batch: HandBatch, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
         """Predict the joints of each image.
 
         Returns:
-            (B,) positions in the split, and (B, K, 3) joints in metres in the batch's camera frame.
+            (B,) positions in the split, (B, K, 3) joints in metres in the batch's camera frame, and (B, K) expected
+            errors in metres.
         """
-        return batch.position, self.views.predict_xyz_m(self.module, to_view(batch), batch.scale_m)
+        return batch.position, *self.views.predict(self.module, to_view(batch), batch.scale_m)
 
 
 def compute_errors(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from handpose.evaluation.confidence import LEFT_OUT
 from handpose.evaluation.scores import THRESHOLDS_MM
 
 _NAME_WIDTH = 46
@@ -10,7 +11,8 @@ _NAME_WIDTH = 46
 
 def make_table(scores: Mapping[str, Any]) -> str:
     """Format the scores of `handpose.evaluation.scores` as a few dozen lines."""
-    return "\n".join([*_format_protocols(scores), "", *_format_parts(scores), "", *_format_worst(scores)])
+    parts = [_format_protocols(scores), _format_confidence(scores), _format_parts(scores), _format_worst(scores)]
+    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part)))
 
 
 def _format_protocols(scores: Mapping[str, Any]) -> Iterator[str]:
@@ -62,6 +64,24 @@ def _format_row(name: str, error_mm: float, auc: float | None, pck: Mapping[str,
     area = "" if auc is None else f"{auc:.3f}"
     shares = "" if pck is None else f"{'':17}" + "".join(f"{100 * share:6.1f}%" for share in pck.values())
     return f"{name:<{_NAME_WIDTH}}{error_mm:>8.2f}{area:>8}{shares}"
+
+
+def _format_confidence(scores: Mapping[str, Any]) -> Iterator[str]:
+    """Format how far the expected errors can be trusted, if they are known."""
+    confidence = scores.get("confidence")
+    if confidence is None:
+        return
+    yield (
+        f"Expected error of a joint, relative to the root: {confidence['mean_expected_mm']:.2f} mm on average, and "
+        f"really {confidence['mean_observed_mm']:.2f} mm (in ten groups of joints, the two differ by "
+        f"{confidence['calibration_error_mm']:.2f} mm)."
+    )
+    yield (
+        f"Without the {LEFT_OUT:.0%} of the joints with the largest expected errors, the mean error is "
+        f"{confidence['gain_without_least_confident']:.0%} lower. Area under the sparsification error: "
+        f"{confidence['sparsification_error']:.3f}; rank correlation of expected and true errors: "
+        f"{confidence['rank_correlation']:.2f}."
+    )
 
 
 def _format_parts(scores: Mapping[str, Any]) -> Iterator[str]:

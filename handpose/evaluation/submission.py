@@ -1,7 +1,8 @@
-"""The two files of test predictions: `test_preds.json.gz` for the course, and a zip for eval.py of FreiHAND.
+"""The files of test predictions: `test_preds.json.gz` for the course, and a zip for eval.py of FreiHAND.
 
-Each file has a function that writes it and one that reads it; `read_predictions` reads both. Within the project,
-predictions are in metres and in FreiHAND order. Only the course's file is in millimetres and AIT order. Files are
+Beside them is a file of the expected errors. Each file has a function that writes it and one that reads it;
+`read_predictions` reads both kinds of predictions. Within the project, predictions are in metres and in FreiHAND order.
+Only the course's file is in millimetres and AIT order. Files are
 written atomically, and the same predictions always give the same bytes.
 """
 
@@ -21,6 +22,9 @@ from handpose.skeleton import AIT_FROM_FREIHAND, FREIHAND_FROM_AIT, NUM_JOINTS
 
 COURSE_DECIMALS_MM = 4
 OFFICIAL_DECIMALS_M = 7
+_ERROR_DECIMALS_MM = 2
+EXPECTED_ERRORS_FILE = "test_expected_errors.json.gz"
+"""File of the expected errors of test predictions, beside them."""
 NUM_VERTICES = 778
 _MM_PER_M = 1000.0
 _PRED_JSON = "pred.json"
@@ -65,6 +69,38 @@ def read_course(path: str | Path) -> NDArray[np.float64]:
             f"{path} is not a complete gzip file ({error}); it is truncated or a file of another kind"
         ) from error
     return _check_keypoints(_from_json(text, path), path)[:, FREIHAND_FROM_AIT] / _MM_PER_M
+
+
+def write_expected_errors(path: Path, error_m: NDArray[np.floating]) -> None:
+    """Write how far joints are expected to be from their true places: a gzipped JSON list (N, 21) in mm, rounded.
+
+    Args:
+        path: the file.
+        error_m: (N, 21) expected errors in metres, FreiHAND order; NaN where they are not known.
+    """
+    rounded = (np.asarray(error_m, np.float64) * _MM_PER_M).round(_ERROR_DECIMALS_MM)
+    text = _to_json([[None if np.isnan(value) else value for value in hand] for hand in rounded.tolist()])
+    with write_atomically(path) as part:
+        part.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))
+
+
+def read_expected_errors(path: Path) -> NDArray[np.float64]:
+    """Read what `write_expected_errors` writes.
+
+    Returns:
+        (N, 21) expected errors in metres, FreiHAND order.
+
+    Raises:
+        UserError: the file is anything else.
+    """
+    try:
+        with gzip.open(_check_exists(path)) as file:
+            values = np.array(_from_json(_read_limited(file.read, path), path), dtype=np.float64)
+    except (gzip.BadGzipFile, EOFError, zlib.error, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a complete file of expected errors ({error})") from error
+    if values.ndim != 2 or values.shape[1] != NUM_JOINTS:
+        raise UserError(f"{path} must have the shape (N, {NUM_JOINTS}), but it is {values.shape}")
+    return values / _MM_PER_M
 
 
 def write_official(path: str | Path, xyz_m: NDArray[np.floating]) -> None:

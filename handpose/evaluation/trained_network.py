@@ -11,6 +11,7 @@ from handpose.evaluation.ensemble import Ensemble
 from handpose.evaluation.views import Views
 from handpose.files import read_json
 from handpose.training.build import build_training
+from handpose.training.calibration import Calibration
 from handpose.training.checkpoints import list_architecture_overrides, load_weights, read_checkpoint
 from handpose.training.module import HandPose
 from handpose.yaml_files import load_yaml
@@ -28,6 +29,12 @@ class TrainedNetwork(NamedTuple):
     module: HandPose | Ensemble
     views: Views
     image_size: int | None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the expected errors have been calibrated on validation images, of all networks."""
+        members = self.module.members if isinstance(self.module, Ensemble) else [self.module]
+        return all(member.calibration != Calibration() for member in members)
 
     def choose_input_size(self, requested: int | None) -> int:
         """Return the side of the network's input images in pixels: the requested one, or else that of the training.

@@ -16,7 +16,7 @@ from torch import Tensor
 from handpose.data.augment import View, mirror_view, rotate_about_center, rotate_view, zoom_intrinsics
 from handpose.errors import UserError
 from handpose.geometry import disable_autocast, normalize_image_points, project, to_root_relative
-from handpose.heatmaps import Axes, CameraAxes
+from handpose.heatmaps import Axes, CameraAxes, JointPrediction
 from handpose.skeleton import ROOT
 
 MAX_ZOOM = 8.0
@@ -26,7 +26,7 @@ MAX_ZOOM = 8.0
 class PosePredictor(Protocol):
     """A network that predicts the joints in a view, such as HandPose."""
 
-    def predict_xyz_m(self, view: View, scale_m: Tensor) -> Tensor: ...
+    def predict(self, view: View, scale_m: Tensor) -> JointPrediction: ...
 
 
 class Views:
@@ -73,8 +73,8 @@ class Views:
         """The number of images that the network gets for each prediction."""
         return len(self.angles) * len(self.scales) * (2 if self.mirror else 1) + (self.crop is not None)
 
-    def predict_xyz_m(self, module: PosePredictor, view: View, scale_m: Tensor) -> Tensor:
-        """Predict the joints in a view.
+    def predict(self, module: PosePredictor, view: View, scale_m: Tensor) -> JointPrediction:
+        """Predict the joints in a view, and how far each is expected to be from its true place.
 
         Args:
             module: the network.
@@ -82,26 +82,31 @@ class Views:
             scale_m: (B,) length of each hand's reference bone in metres; NaN if it is not known.
 
         Returns:
-            (B, K, 3) joints in metres in the camera frame of the view.
+            The joints in the camera frame of the view.
         """
         if self.crop is None:
             return self._predict_mean(module, view, scale_m)
-        uv = project(module.predict_xyz_m(view, scale_m), view.intrinsics)
+        uv = project(module.predict(view, scale_m).xyz_m, view.intrinsics)
         rotation, intrinsics = look_at_joints(uv, view.intrinsics, view.size, fill=self.crop)
-        cropped_m = self._predict_mean(module, rotate_view(view, rotation, intrinsics), scale_m)
-        return undo_rotation(cropped_m, rotation)
+        cropped = self._predict_mean(module, rotate_view(view, rotation, intrinsics), scale_m)
+        return cropped._replace(xyz_m=undo_rotation(cropped.xyz_m, rotation))
 
-    def _predict_mean(self, module: PosePredictor, view: View, scale_m: Tensor) -> Tensor:
-        return average_views(torch.stack(list(self._predict_views(module, view, scale_m))))
+    def predict_xyz_m(self, module: PosePredictor, view: View, scale_m: Tensor) -> Tensor:
+        """Predict only the joints in a view, (B, K, 3) in metres. Arguments are those of `predict`."""
+        return self.predict(module, view, scale_m).xyz_m
 
-    def _predict_views(self, module: PosePredictor, view: View, scale_m: Tensor) -> Iterator[Tensor]:
+    def _predict_mean(self, module: PosePredictor, view: View, scale_m: Tensor) -> JointPrediction:
+        return combine_predictions(list(self._predict_views(module, view, scale_m)))
+
+    def _predict_views(self, module: PosePredictor, view: View, scale_m: Tensor) -> Iterator[JointPrediction]:
         for angle in self.angles:
             for scale in self.scales:
                 transformed, rotation = _transform_view(view, angle, scale)
-                yield undo_rotation(module.predict_xyz_m(transformed, scale_m), rotation)
+                found = module.predict(transformed, scale_m)
+                yield found._replace(xyz_m=undo_rotation(found.xyz_m, rotation))
                 if self.mirror:
-                    reflected_m = module.predict_xyz_m(mirror_view(transformed), scale_m)
-                    yield undo_rotation(undo_mirror(reflected_m), rotation)
+                    reflected = module.predict(mirror_view(transformed), scale_m)
+                    yield reflected._replace(xyz_m=undo_rotation(undo_mirror(reflected.xyz_m), rotation))
 
 
 def undo_mirror(xyz_m: Tensor) -> Tensor:
@@ -141,6 +146,20 @@ def look_at_joints(uv: Tensor, intrinsics: Tensor, size: tuple[int, int], *, fil
     camera[:, 1, 2] = (height - 1) / 2.0 - focal * center[:, 1]
     camera[:, 2, 2] = 1.0
     return rotation, camera
+
+
+def combine_predictions(predictions: Sequence[JointPrediction]) -> JointPrediction:
+    """Combine predictions of the same hands in one camera frame, from several views or by several networks.
+
+    Their joints are averaged (`average_views`). Where they disagree, the expected error is larger: its square is the
+    mean of the squares, plus the variance of the joints relative to the root.
+    """
+    if len(predictions) == 1:
+        return predictions[0]
+    joints = torch.stack([each.xyz_m for each in predictions])
+    within = torch.stack([each.error_m for each in predictions]).square().mean(dim=0)
+    between = to_root_relative(joints).var(dim=0).sum(dim=-1)
+    return JointPrediction(average_views(joints), (within + between).sqrt())
 
 
 def average_views(xyz_m: Tensor) -> Tensor:

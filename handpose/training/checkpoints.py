@@ -21,9 +21,14 @@ from handpose.config import find_choice, find_target, quote_override, to_plain_v
 from handpose.errors import UserError, explain_file_error, join_lines
 from handpose.files import write_atomically
 from handpose.metrics.target import Mode, TargetMetric
+from handpose.training.calibration import Calibration
+from handpose.training.module import HandPose
 
 CHECKPOINT_FORMAT = 2
 """Version of the keys of a checkpoint, stored as `format`. Checkpoints of format 1 do not have this key."""
+
+CALIBRATION_KEY = "calibration"
+"""Key of a checkpoint's calibration, which only a checkpoint that has been tested after a training has."""
 
 
 class ConfigInCheckpoint(pl.Callback):
@@ -203,6 +208,12 @@ def read_checkpoint(path: Path, *, key: str = "model.checkpoint_path") -> dict[s
     return checkpoint
 
 
+def add_to_checkpoint(path: Path, key: str, value: Any) -> None:
+    """Add a value to a checkpoint that has been written. Readers find the file without or with it."""
+    checkpoint = read_checkpoint(path)
+    AtomicCheckpointIO().save_checkpoint({**checkpoint, key: value}, path)
+
+
 def read_best_loss(path: Path) -> float:
     """Read the validation metric of a best checkpoint, as a loss: lower is better. NaN if no metric selected it."""
     saved = read_checkpoint(path)["callbacks"][BestAndLastCheckpoint.__qualname__]
@@ -287,8 +298,8 @@ def _list_choice_and_values(group: str, values: Mapping[str, Any]) -> dict[str, 
     return {group: find_choice(group, values["_target_"]), **own}
 
 
-def load_weights(module: pl.LightningModule, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Load the weights of a checkpoint into a module.
+def load_weights(module: HandPose, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Load the weights of a checkpoint into a module, and its calibration if it has one.
 
     Raises:
         UserError: the shapes of the weights do not match.
@@ -298,3 +309,5 @@ def load_weights(module: pl.LightningModule, checkpoint: Mapping[str, Any], path
     except RuntimeError as error:
         reason = join_lines(error)[:200]
         raise UserError(f"the weights in {path} do not fit the configured network: {reason}") from error
+    if CALIBRATION_KEY in checkpoint:
+        module.calibration = Calibration.from_plain(checkpoint[CALIBRATION_KEY])

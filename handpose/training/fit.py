@@ -28,19 +28,30 @@ from handpose.errors import UserError, add_file_name, join_lines
 from handpose.evaluation.baselines import compute_mean_pose_errors
 from handpose.evaluation.hand_pictures import write_hand_pictures
 from handpose.evaluation.predict import (
+    CalibrationModule,
+    CalibrationSample,
     PredictionModule,
+    SplitPredictions,
+    calibrate,
     compute_errors,
     compute_official_pa_mpjpe_mm,
     compute_true_size_rr_mpjpe_mm,
 )
-from handpose.evaluation.submission import write_course, write_official
+from handpose.evaluation.submission import (
+    EXPECTED_ERRORS_FILE,
+    write_course,
+    write_expected_errors,
+    write_official,
+)
 from handpose.files import write_json
 from handpose.heatmaps import CameraAxes, ImageAxes
 from handpose.metrics.validation import make_target_metric
 from handpose.training.build import build_training
 from handpose.training.callbacks import ConfiguredOptimizer
 from handpose.training.checkpoints import (
+    CALIBRATION_KEY,
     BestAndLastCheckpoint,
+    add_to_checkpoint,
     check_architecture,
     load_weights,
     read_checkpoint,
@@ -103,6 +114,8 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
             raise UserError(_explain_missing_checkpoint(config, training))
         return RunResult(folders, training, None, {})
     load_weights(prepared.module, read_checkpoint(best), best)
+    if training.is_held_out:
+        _calibrate(config, prepared._replace(checkpoint=best), quiet=quiet)
     metrics = _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet)
     _synchronize_processes()
     hand_size = describe_hand_size(prepared, prepared.data.splits.test)
@@ -367,9 +380,18 @@ def _explain_how_to_resume(config: DictConfig, trainer: pl.Trainer) -> str:
     return f"interrupted; to resume, give the same command and {checkpoint}{weights_override}"
 
 
+def _calibrate(config: DictConfig, prepared: PreparedRun, *, quiet: bool) -> None:
+    """Calibrate the expected errors of a network on the validation split, also in its checkpoint."""
+    assert prepared.checkpoint is not None
+    predictor = CalibrationModule(prepared.module)
+    sample = CalibrationSample(*_predict(config, prepared, predictor, prepared.data.val_dataloader(), quiet=quiet))
+    prepared.module.calibration = calibrate(sample)
+    rank_zero_only(add_to_checkpoint)(prepared.checkpoint, CALIBRATION_KEY, prepared.module.calibration.to_plain())
+
+
 def _test(config: DictConfig, prepared: PreparedRun, folders: RunFolders, *, quiet: bool) -> dict[str, float]:
-    predicted_m = predict_loader(config, prepared, prepared.data.test_dataloader(), quiet=quiet)
-    metrics = _compute_test_metrics(prepared, predicted_m)
+    predicted = predict_loader(config, prepared, prepared.data.test_dataloader(), quiet=quiet)
+    metrics = _compute_test_metrics(prepared, predicted.xyz_m)
     views = {key: value for key, value in to_plain_values(config)["test_time"].items() if key != "_target_"}
     record = {
         "checkpoint": str(prepared.checkpoint),
@@ -377,12 +399,12 @@ def _test(config: DictConfig, prepared: PreparedRun, folders: RunFolders, *, qui
         "hand_size": describe_hand_size(prepared, prepared.data.splits.test),
         "metrics": metrics,
     }
-    _write_predictions(folders.predictions, prepared.data, predicted_m, record)
+    _write_predictions(folders.predictions, prepared.data, predicted, record)
     return metrics
 
 
 def write_test_results(
-    config: DictConfig, checkpoint: Path, folder: Path, predicted_m: np.ndarray, about: Mapping[str, Any]
+    config: DictConfig, checkpoint: Path, folder: Path, predicted: SplitPredictions, about: Mapping[str, Any]
 ) -> None:
     """Write predictions of the test split that do not come from one network, with their metrics.
 
@@ -390,29 +412,30 @@ def write_test_results(
         config: the configuration of the networks.
         checkpoint: a checkpoint of one of them, for the data and the size of its hands.
         folder: where test_preds.json.gz, pred.zip and metrics.json are written.
-        predicted_m: (N, K, 3) joints in metres in the camera frame, in the order of the split.
+        predicted: the predictions.
         about: what else metrics.json contains.
     """
     prepared = prepare_run(config, stage="test", checkpoint=checkpoint, quiet=True)
     record = {
         **about,
         "hand_size": describe_hand_size(prepared, prepared.data.splits.test),
-        "metrics": _compute_test_metrics(prepared, predicted_m),
+        "metrics": _compute_test_metrics(prepared, predicted.xyz_m),
     }
-    _write_predictions(folder, prepared.data, predicted_m, record)
+    _write_predictions(folder, prepared.data, predicted, record)
 
 
 @rank_zero_only
-def _write_predictions(folder: Path, data: HandDataModule, predicted_m: np.ndarray, record: dict[str, Any]) -> None:
-    write_course(folder / "test_preds.json.gz", predicted_m)
-    write_official(folder / "pred.zip", predicted_m)
-    write_hand_pictures(folder, data.test_dataloader().dataset, predicted_m)  # type: ignore[arg-type]
+def _write_predictions(folder: Path, data: HandDataModule, predicted: SplitPredictions, record: dict[str, Any]) -> None:
+    write_course(folder / "test_preds.json.gz", predicted.xyz_m)
+    write_official(folder / "pred.zip", predicted.xyz_m)
+    write_expected_errors(folder / EXPECTED_ERRORS_FILE, predicted.error_m)
+    write_hand_pictures(folder, data.test_dataloader().dataset, predicted)  # type: ignore[arg-type]
     write_json(folder / "metrics.json", record, indent=2)
 
 
 def predict_loader(
     config: DictConfig, prepared: PreparedRun, loader: DataLoader[HandBatch], *, quiet: bool
-) -> np.ndarray:
+) -> SplitPredictions:
     """Predict all images of a loader.
 
     Args:
@@ -420,11 +443,24 @@ def predict_loader(
         prepared: the network.
         loader: batches of a split.
         quiet: print nothing.
-
-    Returns:
-        (N, K, 3) joints in metres in the camera frame, in the order of the split.
     """
     predictor = PredictionModule(prepared.module, views=instantiate_key(config, "test_time"))
+    return SplitPredictions(*_predict(config, prepared, predictor, loader, quiet=quiet))
+
+
+def _predict(
+    config: DictConfig,
+    prepared: PreparedRun,
+    predictor: pl.LightningModule,
+    loader: DataLoader[HandBatch],
+    *,
+    quiet: bool,
+) -> list[np.ndarray]:
+    """Run a predictor, whose first value is the positions of the images in the split, on all images of a loader.
+
+    Returns:
+        Its other values, in the order of the split.
+    """
     with suppress_library_output():
         try:
             trainer = make_prediction_trainer(config, quiet=quiet)
@@ -435,12 +471,14 @@ def predict_loader(
             how = f"give the same command with test=true {checkpoint}"
             raise KeyboardInterrupt(f"interrupted; to predict the test split, {how}") from error
     assert batches is not None, "Lightning returns predictions unless it is told not to"
-    position, xyz_m = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+    found = [torch.cat(parts).cpu() for parts in zip(*batches, strict=True)]
     if distributed.is_available() and distributed.is_initialized():
         shares: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(shares, (position, xyz_m))
-        position, xyz_m = (torch.cat(parts) for parts in zip(*shares, strict=True))
-    return xyz_m[position.argsort()].double().numpy()
+        distributed.all_gather_object(shares, found)
+        found = [torch.cat(parts) for parts in zip(*shares, strict=True)]
+    position, *values = found
+    order = position.argsort()
+    return [value[order].double().numpy() for value in values]
 
 
 def _compute_test_metrics(prepared: PreparedRun, predicted_m: np.ndarray) -> dict[str, float]:

@@ -15,8 +15,9 @@ from handpose import geometry
 from handpose.data.augment import Augmentation, View, to_view
 from handpose.data.random_draws import BatchShare
 from handpose.data.sample import HandBatch
-from handpose.heatmaps import Axes, AxisLogits, HeatmapTruth
+from handpose.heatmaps import Axes, AxisLogits, HeatmapTruth, JointPrediction, compute_variances
 from handpose.metrics.validation import make_metrics
+from handpose.training.calibration import Calibration
 
 
 class _LossSums(NamedTuple):
@@ -68,6 +69,7 @@ class HandPose(pl.LightningModule):
         self.encoder_lr_factor = encoder_lr_factor
         self.seed = seed
         self._epoch: _LossSums | None = None
+        self.calibration = Calibration()
         self.val_metrics = make_metrics(prefix="val/")
 
     def forward(self, view: View) -> AxisLogits:
@@ -84,6 +86,19 @@ class HandPose(pl.LightningModule):
             (B, K, 3) joints in metres in the camera frame of the view.
         """
         return self.decode(self(view), view, scale_m)
+
+    def predict(self, view: View, scale_m: Tensor) -> JointPrediction:
+        """Predict the joints in a view, and how far each is expected to be from its true place.
+
+        Args:
+            view: B images with their cameras.
+            scale_m: (B,) length of each hand's reference bone in metres; NaN if it is not known.
+        """
+        logits = self(view)
+        xyz_m = self.decode(logits, view, scale_m)
+        errors = self.calibration.compute_errors(compute_variances(logits))
+        along_axes_m = self.axes.to_metres(errors, xyz_m, view.intrinsics, view.size, scale_m)
+        return JointPrediction(xyz_m, torch.linalg.vector_norm(along_axes_m, dim=-1))
 
     def decode(self, logits: AxisLogits, view: View, scale_m: Tensor) -> Tensor:
         """Decode the network's logits for a view into joints.

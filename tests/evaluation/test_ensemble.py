@@ -9,7 +9,8 @@ from PIL import Image
 
 from handpose.errors import UserError
 from handpose.evaluation.__main__ import main as evaluate
-from handpose.evaluation.ensemble import average_predictions
+from handpose.evaluation.ensemble import combine_split_predictions
+from handpose.evaluation.predict import SplitPredictions
 from handpose.evaluation.submission import read_course
 from handpose.evaluation.trained_network import list_checkpoints, read_network, read_networks
 from handpose.geometry import to_root_relative
@@ -36,14 +37,35 @@ def name_all(paths):
     return [word for path in paths for word in ("--checkpoint", str(path))]
 
 
+def combine(*joints_m, errors_m=(0.003, 0.004)):
+    given = [
+        SplitPredictions(each, np.full(each.shape[:2], error_m))
+        for each, error_m in zip(joints_m, [*errors_m, 0.0], strict=False)
+    ]
+    return combine_split_predictions(given)
+
+
 def test_the_pose_is_the_mean_and_the_root_has_the_mean_inverse_depth():
     near, far = make_hands(3, seed=0), make_hands(3, seed=1)
     near[:, :, 2] += 0.4 - near[:, ROOT, None, 2]
     far[:, :, 2] += 0.6 - far[:, ROOT, None, 2]
-    mean = average_predictions([near, far])
+    mean = combine(near, far).xyz_m
     poses = [to_root_relative(torch.from_numpy(each)).numpy() for each in (near, far)]
     assert to_root_relative(torch.from_numpy(mean)).numpy() == pytest.approx(np.mean(poses, axis=0))
     assert mean[:, ROOT, 2] == pytest.approx(0.48)  # the harmonic mean of 0.4 and 0.6
+
+
+def test_networks_that_agree_expect_the_mean_of_their_squared_errors():
+    hands = make_hands(2)
+    assert combine(hands, hands).error_m == pytest.approx(np.sqrt((0.003**2 + 0.004**2) / 2))
+
+
+def test_where_networks_disagree_the_expected_error_is_larger():
+    hands, moved = make_hands(2), make_hands(2)
+    moved[:, 4, 0] += 0.01
+    error_m = combine(hands, moved).error_m
+    assert error_m[:, 4] ** 2 - error_m[:, 3] ** 2 == pytest.approx(0.01**2 / 2)  # the variance of two values
+    assert error_m[:, 3] == pytest.approx(error_m[:, 20])
 
 
 def test_photographs_are_predicted_by_all_networks(checkpoints, photograph, tmp_path):
@@ -55,7 +77,7 @@ def test_photographs_are_predicted_by_all_networks(checkpoints, photograph, tmp_
 
     each = [run([path])[0] for path in checkpoints]
     together, named = run(checkpoints)
-    expected = 1000 * average_predictions([xyz_mm[None] / 1000 for xyz_mm in each])[0]
+    expected = 1000 * combine(*(xyz_mm[None] / 1000 for xyz_mm in each)).xyz_m[0]
     assert together == pytest.approx(expected, abs=0.01)
     assert named == ", ".join(map(str, checkpoints))
 
@@ -68,7 +90,7 @@ def test_a_split_is_evaluated_with_all_networks(checkpoints, tmp_path, monkeypat
         assert evaluate([*name_all(paths), "--output", str(out), *WITHOUT_PROGRESS]) == 0
         return read_course(out / "test_preds.json.gz")
 
-    expected = average_predictions([run([path]) for path in checkpoints])
+    expected = combine(*(run([path]) for path in checkpoints)).xyz_m
     assert run(checkpoints) == pytest.approx(expected, abs=2e-7)
 
 

@@ -11,7 +11,7 @@ from handpose.evaluation.photographs import Camera, Photograph
 from handpose.evaluation.trained_network import TrainedNetwork
 from handpose.evaluation.views import Views
 from handpose.geometry import project
-from tests.builders import make_hands
+from tests.builders import as_prediction, make_hands
 
 SIDE = 48
 ONE_PASS = Views(num_rotations=1, rotation_deg=0.0, mirror=False, scales=[1.0], crop=None)
@@ -28,11 +28,12 @@ class KnowsTheTruth(nn.Module):
         super().__init__()
         self.truth_m, self.shown = truth_m, []
 
-    def predict_xyz_m(self, view, scale_m):
+    def predict(self, view, scale_m):
         """The truth in the frame of the camera: the photograph's own first, then one that looks at the hand."""
         self.shown.append(view)
         rotations = [compute_rotation_to(xyz_m) if len(self.shown) > 1 else torch.eye(3) for xyz_m in self.truth_m]
-        return torch.stack([xyz_m.float() @ turn.T for xyz_m, turn in zip(self.truth_m, rotations, strict=True)])
+        turned = [xyz_m.float() @ turn.T for xyz_m, turn in zip(self.truth_m, rotations, strict=True)]
+        return as_prediction(torch.stack(turned), 0.004)
 
 
 def compute_rotation_to(xyz_m):
@@ -65,7 +66,8 @@ def test_joints_come_back_into_the_photographs_camera(tmp_path, fill, passes):
     photographs = make_photographs(truth_m, tmp_path)
     module = KnowsTheTruth(truth_m)
     network = TrainedNetwork(module, ONE_PASS, SIDE)
-    found_m = find_hands(network, photographs, side=SIDE, scale_m=0.03, fill=fill, mirror=False)
+    found_m, error_m = find_hands(network, photographs, side=SIDE, scale_m=0.03, fill=fill, mirror=False)
+    assert error_m == pytest.approx(0.004)
     assert len(module.shown) == passes
     assert np.abs(found_m - truth_m.numpy()).max() < 1e-6  # float32 in the network
     for view in module.shown:
@@ -91,7 +93,7 @@ def test_a_known_size_reaches_the_network(tmp_path):
     truth_m = torch.from_numpy(make_hands(3))
     module = KnowsTheTruth(truth_m)
     scales = []
-    module.predict_xyz_m = lambda view, scale_m: scales.append(scale_m) or truth_m.float()
+    module.predict = lambda view, scale_m: scales.append(scale_m) or as_prediction(truth_m.float())
     photographs = make_photographs(truth_m, tmp_path)
     network = TrainedNetwork(module, ONE_PASS, SIDE)
     find_hands(network, photographs, side=SIDE, scale_m=0.03, fill=None, mirror=False)
@@ -103,13 +105,13 @@ class FollowsTheSquare(nn.Module):
 
     device = torch.device("cpu")
 
-    def predict_xyz_m(self, view, scale_m):
+    def predict(self, view, scale_m):
         rays = []
         for image, camera in zip(view.image, view.intrinsics, strict=True):
             v, u = torch.nonzero(image[0] > 0.6).float().mean(0)
             rays.append(torch.linalg.inv(camera) @ torch.stack([u, v, torch.ones(())]))
         hand = torch.from_numpy(make_hands(1)[0]).float()
-        return 0.5 * torch.stack(rays)[:, None] + hand - hand[9]
+        return as_prediction(0.5 * torch.stack(rays)[:, None] + hand - hand[9])
 
 
 @pytest.mark.parametrize("fill", [None, 0.6])
@@ -123,7 +125,8 @@ def test_a_left_hand_is_found_in_the_mirror_as_the_right_hand_that_it_shows(tmp_
         in_mirror.append(Photograph(item.path, flipped, Camera(camera, "given")))
     network = TrainedNetwork(FollowsTheSquare(), ONE_PASS, SIDE)
     given = {"side": SIDE, "scale_m": 0.03, "fill": fill}
-    straight_m = find_hands(network, photographs, **given, mirror=False)
-    found_m = find_hands(network, in_mirror, **given, mirror=True)
+    straight_m = find_hands(network, photographs, **given, mirror=False).xyz_m
+    found_m = find_hands(network, in_mirror, **given, mirror=True).xyz_m
     assert np.abs(found_m * [-1, 1, 1] - straight_m).max() < 2e-3  # a pixel more or less of the square
-    assert np.abs(find_hands(network, in_mirror, **given, mirror=False) * [-1, 1, 1] - straight_m).max() > 0.02
+    as_right_m = find_hands(network, in_mirror, **given, mirror=False).xyz_m
+    assert np.abs(as_right_m * [-1, 1, 1] - straight_m).max() > 0.02

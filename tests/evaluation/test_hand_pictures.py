@@ -8,6 +8,7 @@ from PIL import Image
 
 from handpose.config import compose
 from handpose.evaluation.hand_pictures import NUM_PER_KIND, choose_hands, write_hand_pictures
+from handpose.evaluation.predict import SplitPredictions
 from handpose.training.build import build_data
 from tests.builders import SMALL
 
@@ -35,7 +36,7 @@ def test_a_hand_is_a_square_picture_with_its_error(freihand, tmp_path):
     dataset = data.test_dataloader().dataset
     predicted_m = dataset.annotations.xyz_m.copy()
     predicted_m[2, 8] += 0.05  # one joint of one hand is 87 mm off
-    write_hand_pictures(tmp_path, dataset, predicted_m)
+    write_hand_pictures(tmp_path, dataset, SplitPredictions(predicted_m, np.full(predicted_m.shape[:2], 0.005)))
     listed = json.loads((tmp_path / "hands" / "hands.json").read_text())
     assert listed[0]["name"] == dataset.annotations.files[2].stem
     assert listed[0]["pa_mpjpe_mm"] > 1.0

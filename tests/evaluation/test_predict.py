@@ -7,16 +7,16 @@ from handpose.data.sample import HandBatch
 from handpose.evaluation.predict import PredictionModule, compute_errors
 from handpose.evaluation.trained_network import read_network
 from handpose.evaluation.views import Views
-from tests.builders import make_cameras, make_hands
+from tests.builders import as_prediction, make_cameras, make_hands
 
 SIZE = 32
 
 
 class ReadsTheTruth(nn.Module):
-    def predict_xyz_m(self, view, scale_m):
+    def predict(self, view, scale_m):
         assert view.image.dtype == torch.float32
         assert view.image.max() <= 1
-        return view.xyz_m
+        return as_prediction(view.xyz_m, 0.002)
 
 
 def test_a_prediction_stands_beside_its_place_in_the_split():
@@ -30,9 +30,10 @@ def test_a_prediction_stands_beside_its_place_in_the_split():
     }
     batch = HandBatch(*(fields[name] for name in HandBatch._fields))
     views = Views(num_rotations=3, rotation_deg=90.0, mirror=True, scales=[1.0], crop=None)
-    position, xyz_m = PredictionModule(ReadsTheTruth(), views=views).predict_step(batch, 0)
+    position, xyz_m, error_m = PredictionModule(ReadsTheTruth(), views=views).predict_step(batch, 0)
     assert torch.equal(position, batch.position)
     assert torch.allclose(xyz_m, batch.xyz_m, atol=1e-6)
+    assert torch.allclose(error_m, torch.tensor(0.002), atol=1e-5)  # all views agree
 
 
 def test_errors_are_in_their_units():

@@ -32,7 +32,10 @@ def test_a_checkpoint_is_evaluated_on_the_data_it_was_trained_on(evaluate, check
     assert (result["num_hands"], result["split"], result["data"]) == (6, "test", "freihand")
     assert f"{result['without_reflection']['pa_mpjpe_mm']:.2f}" in told
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"evaluation.json", "hands.png", "pck.png", "test_preds.json.gz"}
+    assert names == {"confidence.png", "evaluation.json", "hands.png", "pck.png", "test_preds.json.gz"}
+    confidence = result["confidence"]
+    assert f"relative to the root: {confidence['mean_expected_mm']:.2f} mm on average" in told
+    assert f"the mean error is {confidence['gain_without_least_confident']:.0%} lower" in told
     with Image.open(tmp_path / "out/hands.png") as picture:
         assert picture.width > 300
 

@@ -16,7 +16,7 @@ from handpose.data.augment import View
 from handpose.errors import UserError
 from handpose.evaluation.views import Views, average_views, look_at_joints
 from handpose.geometry import project, to_root_relative
-from tests.builders import make_cameras, make_hands
+from tests.builders import as_prediction, make_cameras, make_hands
 
 SIZE = 32
 NUM_HANDS = 4
@@ -54,9 +54,9 @@ class ReadsTheTruth(nn.Module):
         self.error_m = torch.tensor(error_m, dtype=torch.float64)
         self.views = []
 
-    def predict_xyz_m(self, view, scale_m):
+    def predict(self, view, scale_m):
         self.views.append(view)
-        return view.xyz_m + self.error_m
+        return as_prediction(view.xyz_m + self.error_m, 0.001)
 
 
 EVERY_OPTION = [

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from handpose.config_files import REPOSITORY
-from handpose.evaluation.ensemble import average_predictions
-from handpose.evaluation.submission import read_course, read_official
+from handpose.evaluation.ensemble import combine_split_predictions
+from handpose.evaluation.predict import SplitPredictions
+from handpose.evaluation.submission import EXPECTED_ERRORS_FILE, read_course, read_expected_errors, read_official
 from handpose.program import run_script
 from handpose.sweep.analysis.read_sweep import read_combined_seeds
 from handpose.sweep.audit.audit import audit
@@ -65,10 +66,15 @@ def test_a_sweep_ends_in_a_winner_and_its_predictions_without_noise(swept):
     assert "data.root=freihand" in best["overrides"]
     assert len(read_course(folder / "retrain" / "test_preds.json.gz")) == 6
     assert np.isfinite(read_official(folder / "retrain" / "pred.zip")).all()
-    members = [read_course(folder / "retrain" / name / "test_preds.json.gz") for name in ("", "seed_1")]
-    assert not np.array_equal(*members)
-    together = read_course(folder / "retrain" / "combined" / "test_preds.json.gz")
-    assert together == pytest.approx(average_predictions(members), abs=2e-7)
+    places = [folder / "retrain" / name for name in ("", "seed_1", "combined")]
+    *members, together = (
+        SplitPredictions(read_course(each / "test_preds.json.gz"), read_expected_errors(each / EXPECTED_ERRORS_FILE))
+        for each in places
+    )
+    assert not np.array_equal(members[0].xyz_m, members[1].xyz_m)
+    expected = combine_split_predictions(members)
+    assert together.xyz_m == pytest.approx(expected.xyz_m, abs=2e-7)
+    assert together.error_m == pytest.approx(expected.error_m, abs=1e-5)
     assert "means of the seeds 0, 1, with a standard deviation of " in out
     assert "; the mean of the 2 networks: PA-MPJPE " in out
     assert f"winner      trial {best['trial']}" in out

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from handpose.config import compose, quote_override
-from handpose.evaluation.ensemble import average_predictions
-from handpose.evaluation.submission import read_course
+from handpose.evaluation.ensemble import combine_split_predictions
+from handpose.evaluation.predict import SplitPredictions
+from handpose.evaluation.submission import EXPECTED_ERRORS_FILE, read_course, read_expected_errors
 from handpose.files import read_json
 from handpose.sweep.analysis.read_sweep import COMBINED_FOLDER
 from handpose.sweep.record.settings import RetrainSettings
@@ -94,10 +95,16 @@ def _combine(folder: Path, seeds: Sequence[int], settings: RetrainSettings) -> N
     if file.is_file() and about.items() <= read_json(file).items():
         return
     place.mkdir(exist_ok=True)
-    predicted_m = average_predictions([read_course(run.place / "test_preds.json.gz") for run in chosen])
+    predicted = combine_split_predictions([_read_predictions(run.place) for run in chosen])
     checkpoint = _find_tested_checkpoint(chosen[0])
     config = compose("train", [quote_override("best", str(folder / "best.yaml"))])
-    write_test_results(config, checkpoint, place, predicted_m, about)
+    write_test_results(config, checkpoint, place, predicted, about)
+
+
+def _read_predictions(place: Path) -> SplitPredictions:
+    """Read the test predictions of a retraining. Those of earlier versions have no expected errors."""
+    xyz_m, file = read_course(place / "test_preds.json.gz"), place / EXPECTED_ERRORS_FILE
+    return SplitPredictions(xyz_m, read_expected_errors(file) if file.is_file() else np.full(xyz_m.shape[:2], np.nan))
 
 
 def _choose_runs(runs: Sequence[Retraining], settings: RetrainSettings) -> Sequence[Retraining]:

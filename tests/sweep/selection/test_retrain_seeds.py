@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from handpose.errors import UserError
-from handpose.evaluation.submission import read_course, write_course
+from handpose.evaluation.submission import (
+    EXPECTED_ERRORS_FILE,
+    read_course,
+    write_course,
+    write_expected_errors,
+)
 from handpose.files import read_json
 from handpose.skeleton import ROOT
 from handpose.sweep.analysis.read_sweep import read_combined_seeds
@@ -41,10 +46,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def retrained(monkeypatch):
+@pytest.fixture(params=[True])
+def retrained(monkeypatch, request):
     """Stands in for the retraining and for the test; keeps the calls."""
-    calls = SimpleNamespace(seeds=[], ends=[], written=[])
+    calls, has_errors = SimpleNamespace(seeds=[], ends=[], written=[]), request.param
 
     def retrain(folder, *, seed, find_end):
         number = 0 if seed is None else seed - 5
@@ -56,6 +61,8 @@ def retrained(monkeypatch):
         torch.save(parts, checkpoint)
         metrics = {"test/pa_mpjpe_mm": 10.0 + number**2, "test/nan": math.nan, "baseline/pa_mpjpe_mm": 20.0}
         write_course(place / "test_preds.json.gz", shift(number))
+        if has_errors:
+            write_expected_errors(place / EXPECTED_ERRORS_FILE, np.full((2, 21), 0.001 * number))
         (place / "metrics.json").write_text(
             json.dumps({"checkpoint": str(checkpoint), "metrics": {**metrics, "test/nan": None}})
         )
@@ -63,9 +70,9 @@ def retrained(monkeypatch):
         calls.ends.append(None if find_end is None else find_end(0))
         return metrics
 
-    def write_test_results(config, checkpoint, place, predicted_m, about):
+    def write_test_results(config, checkpoint, place, predicted, about):
         assert config.seed == 5
-        calls.written.append((checkpoint, predicted_m))
+        calls.written.append((checkpoint, *predicted))
         content = {**about, "metrics": {"test/pa_mpjpe_mm": 9.0}}
         (place / "metrics.json").write_text(json.dumps(content))
 
@@ -90,16 +97,23 @@ def test_the_seeds_follow_that_of_the_winner(folder, retrained):
 
 def test_the_ensemble_is_the_mean_of_the_root_relative_joints(folder, retrained):
     run(folder, retrained)
-    ((_, predicted_m),) = retrained.written
+    ((_, predicted_m, error_m),) = retrained.written
+    assert error_m[:, ROOT] == pytest.approx(np.sqrt((0.001**2 + 0.002**2) / 3))
     expected = HANDS_M.copy()
     expected[:, OTHERS, 2] += np.mean(SHIFTS_M)
     assert predicted_m == pytest.approx(expected, abs=ROUNDING_M)
 
 
+@pytest.mark.parametrize("retrained", [False], indirect=True)
+def test_retrainings_of_earlier_versions_have_no_expected_errors(folder, retrained):
+    run(folder, retrained)
+    assert np.isnan(retrained.written[0][2]).all()
+
+
 @pytest.mark.parametrize(("predict", "number"), [("first", 0), ("best", 1)])
 def test_or_the_predictions_of_one_network_are_written(folder, retrained, predict, number):
     run(folder, retrained, predict=predict)
-    ((checkpoint, predicted_m),) = retrained.written
+    ((checkpoint, predicted_m, _),) = retrained.written
     assert predicted_m == pytest.approx(shift(number), abs=ROUNDING_M)
     assert checkpoint.parent.parent.name == ("retrain" if number == 0 else f"seed_{5 + number}")
     combined = read_combined_seeds(folder / "retrain")
