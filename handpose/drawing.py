@@ -77,7 +77,13 @@ def draw_predictions(
     """
     cells, size = _layout_cells(len(images), _choose_display_size(images), columns)
     axes = _make_axes(
-        size, _SKELETON_BACKGROUND, (*_FINGERS_LEGEND, *([] if target_uv is None else [("truth (line)", "white")]))
+        size,
+        _SKELETON_BACKGROUND,
+        (
+            *_FINGERS_LEGEND,
+            *([] if target_uv is None else [("truth (line)", "white")]),
+            *([] if radii_px is None else [("expected error (circle)", "0.6")]),
+        ),
     )
     for hand, box in enumerate(cells):
         _draw_image(axes, box, _resize_to_box(images[hand], box))
