@@ -128,7 +128,13 @@ def test_a_run_leaves_dated_folders_under_the_scratch_folder(folder, trained):
     )
     assert logs.parts[-2:] == checkpoints.parts[-2:] == predictions.parts[-2:]
     assert {path.name for path in logs.iterdir()} == {"config.yaml", "tensorboard"}
-    assert {path.name for path in predictions.iterdir()} == {"test_preds.json.gz", "pred.zip", "hands", "metrics.json"}
+    assert {path.name for path in predictions.iterdir()} == {
+        "test_expected_errors.json.gz",
+        "test_preds.json.gz",
+        "pred.zip",
+        "hands",
+        "metrics.json",
+    }
     assert {path.name for path in folder.iterdir()} == {"Hände", "scratch"}
 
 
