@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,7 +27,7 @@ from handpose.data.labels import share_labels
 from handpose.data.masks import PackedMasks, pack_masks
 from handpose.data.pack import PackedImages, pack
 from handpose.data.random_draws import BatchShare
-from handpose.data.sample import Annotations, HandBatch, ImageFiles, Splits, join_annotations
+from handpose.data.sample import Annotations, HandBatch, Splits, join_annotations
 from handpose.data.shared_memory import PREFETCH, check_shared_memory, compute_batch_bytes, make_loader_error
 from handpose.errors import UserError
 from handpose.malloc import release_freed_memory
@@ -101,7 +102,7 @@ class HandDataModule(pl.LightningDataModule):
         self._requested_size = image_size
         self._progress = progress
         self._stores: dict[str, PackedImages] = {}
-        self._checked: set[str] = set()  # splits
+        self._checked: set[str] = set()  # splits, and the notes of the reader
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # store row of each training, then val image
 
     @cached_property
@@ -126,6 +127,8 @@ class HandDataModule(pl.LightningDataModule):
         for split in (self.splits.train, self.splits.val, self.splits.test):
             for array in (split.pose, split.intrinsics, split.xyz_m, split.scale_m):
                 state.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+            if split.weight is not None:
+                state.update(np.ascontiguousarray(split.weight).tobytes())
         return state.hexdigest()[:16]
 
     def prepare_data(self) -> None:
@@ -142,6 +145,7 @@ class HandDataModule(pl.LightningDataModule):
         Args:
             stage: "fit", "validate", "test" or "predict"; None: all of them.
         """
+        self._print_notes()
         if stage in (None, "fit", "validate"):
             self._open_store("training")
             self._open_masks()
@@ -162,6 +166,14 @@ class HandDataModule(pl.LightningDataModule):
         """
         needed = compute_batch_bytes(batch_size=self.batch_size, image_size=self.image_size, masks=self.masks)
         check_shared_memory(num_workers=self.num_workers, bytes_per_batch=needed, num_processes=num_processes)
+
+    @rank_zero_only
+    def _print_notes(self) -> None:
+        """Print once what the reader of the data set has to say."""
+        if self._progress and "notes" not in self._checked:
+            self._checked.add("notes")
+            for note in self.splits.notes:
+                print(f"note: {note}", file=sys.stderr, flush=True)
 
     @rank_zero_only
     def _check_labels(self, split: Literal["train", "val", "test"]) -> None:
@@ -435,17 +447,11 @@ def _sort_by_file(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
         The row of each training, then of each validation image; and the annotations that `pack` needs, in the order of
         the store.
     """
-    files = np.concatenate([splits.train.files.paths, splits.val.files.paths])
-    order = np.argsort(files, kind="stable")
+    both = join_annotations(splits.train, splits.val)
+    order = np.argsort(both.files.paths, kind="stable")
     rows = np.empty_like(order)
     rows[order] = np.arange(len(order))
-    both = Annotations(
-        files=ImageFiles(files),
-        intrinsics=np.concatenate([splits.train.intrinsics, splits.val.intrinsics]),
-        xyz_m=None,
-        scale_m=None,
-        pose=np.concatenate([splits.train.pose, splits.val.pose]),
-    )
+    both = replace(both, xyz_m=None, scale_m=None, weight=None, masks=None)
     return rows, both.select(order)
 
 

@@ -86,7 +86,8 @@ def format_warning(split: str, files: Sequence[Path], suspicions: Sequence[Suspi
     ]
     for suspicion in suspicions[:_NUM_SHOWN]:
         file = files[suspicion.image]
-        lines.append(f"  entry {int(file.stem)} ({file}): {'; '.join(suspicion.reasons)}")
+        entry = int(file.stem) if file.stem.isdecimal() else file.stem
+        lines.append(f"  entry {entry} ({file}): {'; '.join(suspicion.reasons)}")
     if len(suspicions) > _NUM_SHOWN:
         lines.append(f"  and {len(suspicions) - _NUM_SHOWN} more")
     return "\n".join(lines)
