@@ -125,12 +125,21 @@ def project_points(xyz_m: NDArray[np.float64], intrinsics: NDArray[np.float64]) 
     return homogeneous[..., :2] / homogeneous[..., 2:]
 
 
-def find_cut_off(hands: FrameHands) -> NDArray[np.bool_]:
-    """Find the hands with a joint outside their picture, or not in front of the camera: (N,)."""
+def find_cut_off(hands: FrameHands, *, keep_at_border: bool = False) -> NDArray[np.bool_]:
+    """Find the hands that are cut off.
+
+    Args:
+        hands: the hands in their pictures.
+        keep_at_border: whether a hand with some joints outside the picture counts as whole. A hand with all joints
+            outside, or with a joint that is not in front of the camera, never does.
+
+    Returns:
+        (N,) bool.
+    """
     uv = project_points(hands.xyz_m, hands.intrinsics)
-    inside = (uv >= -0.5) & (uv <= hands.size[:, None, :] - 0.5)
-    is_before_camera = hands.xyz_m[..., 2].min(axis=1) > 0
-    return np.logical_not(inside.all(axis=(1, 2)) & is_before_camera)
+    beyond = np.maximum(-0.5 - uv, uv - (hands.size[:, None, :] - 0.5)).max(axis=2)  # (N, K) px; negative inside
+    is_inside = (beyond.min(axis=1) if keep_at_border else beyond.max(axis=1)) <= 0
+    return np.logical_not(is_inside & (hands.xyz_m[..., 2].min(axis=1) > 0))
 
 
 def describe_left_out(name: str, split: str, num_hands: int, reasons: Mapping[str, int]) -> tuple[str, ...]:

@@ -53,8 +53,8 @@ def read_arrays(
     with contextlib.suppress(*damaged), open(cached, "rb") as opened, np.load(opened, allow_pickle=False) as saved:
         return dict(saved)
     arrays = read()
-    with contextlib.suppress(OSError), write_atomically(cached) as part, open(part, "wb") as opened:
-        np.savez(opened, **arrays)  # type: ignore[arg-type]
+    with contextlib.suppress(OSError), write_atomically(cached) as part, open(part, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     return arrays
 
 

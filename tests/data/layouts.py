@@ -4,6 +4,7 @@ Each picture shows a disk at every fingertip of the index finger, so that a test
 pixels. Nothing here uses the readers.
 """
 
+import functools
 import json
 import pickle
 from collections.abc import Sequence
@@ -40,11 +41,16 @@ def project(xyz: NDArray[np.float64], camera: NDArray[np.float64]) -> NDArray[np
 def write_frame(path: Path, tips: Sequence[NDArray[np.float64]], size: tuple[int, int] = FRAME_SIZE) -> None:
     """A picture with a bright disk around each given pixel, on dark noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    image = make_noise(size).copy()
     rows, columns = np.mgrid[: size[1], : size[0]]
-    image = np.random.default_rng(len(str(path))).integers(0, 40, (size[1], size[0], 3), dtype=np.uint8)
     for u, v in tips:
         image[(columns - u) ** 2 + (rows - v) ** 2 <= 6**2] = 255
     write_jpeg(path, image)
+
+
+@functools.cache
+def make_noise(size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 40, (size[1], size[0], 3), dtype=np.uint8)
 
 
 def make_frame_hands(num: int, seed: int = 0) -> NDArray[np.float64]:
@@ -88,3 +94,62 @@ def write_ho3d_frame(folder: Path, frame: int, xyz_m: NDArray[np.float64], label
 def write_text_json(path: Path, values: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values), encoding="utf-8")
+
+
+_DEXYCB_DAYS = ("0709", "0813", "0820", "0903", "0908", "0918", "0928", "1002", "1015", "1022")
+DEXYCB_SUBJECTS = tuple(f"2020{day}-subject-{number:02d}" for number, day in enumerate(_DEXYCB_DAYS, start=1))
+DEXYCB_SERIALS = (
+    *("836212060125", "839512060362", "840412060917", "841412060263"),
+    *("932122060857", "932122060861", "932122061900", "932122062010"),
+)
+DEXYCB_FRAMES = dict.fromkeys((0, 2, 6, 7), (0, 4, 15, 35))
+"""Subject -> sequences that have a frame. For every setup there is one in each split."""
+
+
+def is_left_in_dexycb(sequence: int) -> bool:
+    return sequence in (4, 35)
+
+
+def make_dexycb_hand(subject: int, sequence: int, camera: int) -> NDArray[np.float64]:
+    """The hand as it is published: a left hand is the mirror image of a hand of make_frame_hands."""
+    xyz_m = make_frame_hands(1, 1000 * subject + 10 * sequence + camera)[0]
+    return xyz_m * [-1, 1, 1] if is_left_in_dexycb(sequence) else xyz_m
+
+
+def make_dexycb_camera(camera: int) -> NDArray[np.float64]:
+    return FRAME_CAMERA + camera * np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0]])
+
+
+def write_dexycb(root: Path, frames: dict[int, Sequence[int]] = DEXYCB_FRAMES, *, num_sequences: int = 100) -> Path:
+    """DexYCB with one frame in some sequences and none in the others."""
+    for camera, serial in enumerate(DEXYCB_SERIALS):
+        (fx, _, cx), (_, fy, cy), _ = make_dexycb_camera(camera).tolist()
+        file = root / f"calibration/intrinsics/{serial}_640x480.yml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = ["color:", f"  fx: {fx}", f"  fy: {fy}", f"  ppx: {cx}", f"  ppy: {cy}", "depth:", "  fx: 1.0"]
+        file.write_text("\n".join(lines), encoding="utf-8")
+    for subject, name in enumerate(DEXYCB_SUBJECTS):
+        for sequence in range(num_sequences):
+            folder = root / name / f"{name[:8]}_{100000 + sequence}"
+            folder.mkdir(parents=True)
+            has_frame = sequence in frames.get(subject, ())
+            side = "left" if is_left_in_dexycb(sequence) else "right"
+            meta = f"mano_calib:\n- {name}_{side}\nmano_sides:\n- {side}\nnum_frames: {int(has_frame)}\n"
+            (folder / "meta.yml").write_text(meta + "ycb_grasp_ind: 0\nycb_ids:\n- 1\n- 11\n", encoding="utf-8")
+            for camera, serial in enumerate(DEXYCB_SERIALS if has_frame else ()):
+                hand = make_dexycb_hand(subject, sequence, camera)
+                write_dexycb_frame(folder / serial, 0, hand, make_dexycb_camera(camera))
+    return root
+
+
+def write_dexycb_frame(
+    folder: Path, frame: int, xyz_m: NDArray[np.float64], camera: NDArray[np.float64], *, visible: bool = True
+) -> None:
+    uv = project(xyz_m, camera)
+    write_frame(folder / f"color_{frame:06d}.jpg", [uv[INDEX_TIP]] if visible else [])
+    joints = {"joint_3d": xyz_m[None], "joint_2d": uv[None]}
+    labels = {
+        name: (array if visible else np.full_like(array, -1)).astype(np.float32) for name, array in joints.items()
+    }
+    pose = np.ones((1, 51), np.float32) * visible
+    np.savez_compressed(folder / f"labels_{frame:06d}.npz", seg=np.zeros((48, 64), np.uint8), pose_m=pose, **labels)
