@@ -10,13 +10,14 @@ from handpose import geometry
 from handpose.config import compose, quote_override
 from handpose.training.build import build_data
 from tests.builders import write_course, write_freihand
-from tests.data.layouts import write_dexycb, write_ho3d
+from tests.data.layouts import write_dexycb, write_ho3d, write_interhand
 
 EXAMPLES = {
     "dexycb": write_dexycb,
     "freihand": write_freihand,
     "freihand_course": write_course,
     "ho3d": write_ho3d,
+    "interhand": write_interhand,
     "synthetic": None,
 }
 """Layouts of which the tests write an example; the synthetic set draws itself."""
@@ -25,6 +26,7 @@ SMALL = {
     "dexycb": ["data.image_size=64"],
     "freihand": ["data.source.num_blocks=1"],
     "ho3d": ["data.source.val_fraction=0.25", "data.image_size=64"],
+    "interhand": ["data.image_size=64"],
     "synthetic": [
         *("data.source.num_train=12", "data.source.num_eval=3", "data.source.num_blocks=1"),
         "data.source.num_workers=1",

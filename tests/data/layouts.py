@@ -9,6 +9,7 @@ import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,3 +154,70 @@ def write_dexycb_frame(
     }
     pose = np.ones((1, 51), np.float32) * visible
     np.savez_compressed(folder / f"labels_{frame:06d}.npz", seg=np.zeros((48, 64), np.uint8), pose_m=pose, **labels)
+
+
+_FINGERS = ("thumb", "index", "middle", "ring", "little")
+INTERHAND_NAMES = (*(f"{finger}_{part}" for finger in _FINGERS for part in ("tip", "dip", "pip", "mcp")), "wrist")
+INTERHAND_SIZE = (334, 512)
+INTERHAND_CAMERAS = ("400002", "410001")
+_INTERHAND_TYPES = ("right", "left", "right", "left", "interacting")
+
+
+class InterHandCamera(NamedTuple):
+    """A camera of the dome, with the fields of camera.json."""
+
+    campos: NDArray[np.float64]
+    camrot: NDArray[np.float64]
+    focal: NDArray[np.float64]
+    princpt: NDArray[np.float64]
+
+
+def make_interhand_camera(number: int) -> InterHandCamera:
+    """A camera 0.6 m from the hands, which are at the origin of the world, looking at them from another side."""
+    rotation, _ = np.linalg.qr(np.random.default_rng(number).normal(size=(3, 3)))
+    rotation *= np.sign(np.linalg.det(rotation))
+    position_mm = -rotation.T @ np.array([0.0, 0.0, 600.0])
+    return InterHandCamera(position_mm, rotation, np.array([600.0, 590.0 + number]), np.array([160.0, 250.0 + number]))
+
+
+def make_interhand_world(frame: int, seed: int) -> NDArray[np.float64]:
+    """The 42 joints of two hands around the origin in mm, InterHand's order: (42, 3)."""
+    right, left = (make_hands(1, 100 * seed + 2 * frame + side)[0] - [0, 0, 0.6] for side in (0, 1))
+    return 1000 * np.concatenate([reorder(right, INTERHAND_NAMES), reorder(left * [-1, 1, 1], INTERHAND_NAMES)])
+
+
+def project_interhand(world_mm: NDArray[np.float64], camera: InterHandCamera) -> NDArray[np.float64]:
+    """Pixels (K, 2), as the authors' world2cam and cam2pixel compute them."""
+    x, y, z = camera.camrot @ (world_mm.T - camera.campos[:, None])
+    return np.stack([x / z * camera.focal[0] + camera.princpt[0], y / z * camera.focal[1] + camera.princpt[1]], axis=-1)
+
+
+def write_interhand(root: Path, *, frames: int = 5, folder: str = "{split}") -> Path:
+    """InterHand2.6M with both cameras seeing each frame. Frame i shows _INTERHAND_TYPES[i]."""
+    for seed, split in enumerate(("train", "val", "test")):
+        cameras = {name: make_interhand_camera(10 * seed + i) for i, name in enumerate(INTERHAND_CAMERAS)}
+        pictures, hands, joints = [], [], {}
+        for frame in range(frames):
+            kind, world = _INTERHAND_TYPES[frame % len(_INTERHAND_TYPES)], make_interhand_world(frame, seed)
+            valid = [[int(kind in ("interacting", side))] for side in ("right", "left") for _ in range(21)]
+            joints[str(frame)] = {"world_coord": world.tolist(), "joint_valid": valid, "hand_type": kind}
+            for name, camera in cameras.items():
+                file = f"Capture0/ROM01_Neutral/cam{name}/image{frame}.jpg"
+                side = world[21:] if kind == "left" else world[:21]
+                tip = project_interhand(side, camera)[INTERHAND_NAMES.index("index_tip")]
+                write_frame(root / "images" / split / file, [tip], INTERHAND_SIZE)
+                number = len(pictures)
+                place = {"capture": 0, "subject": 5, "seq_name": "ROM01_Neutral", "camera": name, "frame_idx": frame}
+                size = {"width": INTERHAND_SIZE[0], "height": INTERHAND_SIZE[1]}
+                pictures.append({"id": number, "file_name": file, **size, **place})
+                labels = {"joint_valid": valid, "hand_type": kind, "hand_type_valid": 1, "bbox": [0, 0, 9, 9]}
+                hands.append({"id": number, "image_id": number, **labels})
+        annotations = root / "annotations" / folder.format(split=split)
+        write_text_json(annotations / f"InterHand2.6M_{split}_data.json", {"images": pictures, "annotations": hands})
+        write_text_json(annotations / f"InterHand2.6M_{split}_joint_3d.json", {"0": joints})
+        fields = {
+            field: {name: getattr(camera, field).tolist() for name, camera in cameras.items()}
+            for field in InterHandCamera._fields
+        }
+        write_text_json(annotations / f"InterHand2.6M_{split}_camera.json", {"0": fields})
+    return root
