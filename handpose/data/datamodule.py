@@ -204,7 +204,12 @@ class HandDataModule(pl.LightningDataModule):
             )
         dataset = self._make_dataset("train")
         batches = ShuffledBatches(
-            dataset, batch_size=self.batch_size, seed=self.seed, rank=rank, num_replicas=num_replicas
+            dataset,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            weight=self.training_annotations.weight,
+            rank=rank,
+            num_replicas=num_replicas,
         )
         if self.trainer is not None:
             # Lightning 2.6 draws the first epoch's batches before it calls set_epoch, so a resumed run would start with
@@ -387,6 +392,7 @@ class PackedHands(Dataset[HandBatch]):
 class ShuffledBatches(DistributedSampler[Any]):
     """Sampler of training batches. The order depends only on (seed, epoch), so a resumed run continues with it.
 
+    An epoch has as many images as the split. With weights, an image may be drawn several times in it, or not at all.
     All processes draw the same order and cut it into steps of num_replicas batches; each process takes one batch of a
     step. An incomplete last step is left out of the epoch. Yields (batch_size,) positions in the split.
 
@@ -394,21 +400,31 @@ class ShuffledBatches(DistributedSampler[Any]):
         dataset: the split.
         batch_size: images in a batch.
         seed: seed of the order.
+        weight: as in `Annotations`.
         rank: index of this process.
         num_replicas: number of processes.
     """
 
     def __init__(
-        self, dataset: PackedHands, *, batch_size: int, seed: int, rank: int = 0, num_replicas: int = 1
+        self,
+        dataset: PackedHands,
+        *,
+        batch_size: int,
+        seed: int,
+        weight: NDArray[np.float64] | None = None,
+        rank: int = 0,
+        num_replicas: int = 1,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed)
         self.batch_size = batch_size
+        self.weight = weight
 
     def __len__(self) -> int:
         return len(self.dataset) // (self.batch_size * self.num_replicas)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.dataset))  # type: ignore[arg-type]
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = draw_order(len(self.dataset), self.weight, rng)  # type: ignore[arg-type]
         steps = order[: len(self) * self.num_replicas * self.batch_size]
         return iter(steps.reshape(len(self), self.num_replicas, self.batch_size)[:, self.rank])
 
@@ -438,6 +454,27 @@ class OrderedBatches(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         share = np.arange(self.rank, len(self.dataset), self.num_replicas)  # type: ignore[arg-type]
         return iter(np.array_split(share, len(self)))
+
+
+def draw_order(num_images: int, weight: NDArray[np.float64] | None, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw the images of an epoch, (num_images,) positions in random order.
+
+    Args:
+        num_images: number of images.
+        weight: (num_images,) how often each image is drawn, relative to the others. The numbers of draws are exact to
+            within 1, for each image and for all images of the same weight together (systematic sampling, Madow 1949).
+            None: each image is drawn once.
+        rng: source of the random numbers.
+    """
+    order = rng.permutation(num_images)
+    if weight is None:
+        return order
+    order = order[np.argsort(weight[order], kind="stable")]
+    expected = np.cumsum(weight[order]) * (num_images / weight.sum())
+    expected[-1] = num_images  # not less by a rounding error
+    until = np.floor(np.minimum(expected, num_images) + rng.random())
+    times = np.diff(until, prepend=0.0).astype(np.int64)
+    return rng.permutation(np.repeat(order, times))
 
 
 def _sort_by_file(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:

@@ -12,12 +12,19 @@ from handpose.training.build import build_data
 from tests.builders import write_course, write_freihand
 from tests.data.layouts import write_dexycb, write_ho3d, write_interhand
 
+
+def write_mix(root: Path) -> None:
+    write_freihand(root / "FreiHAND_pub_v2")
+    write_ho3d(root / "HO3D_v3")
+
+
 EXAMPLES = {
     "dexycb": write_dexycb,
     "freihand": write_freihand,
     "freihand_course": write_course,
     "ho3d": write_ho3d,
     "interhand": write_interhand,
+    "mix": write_mix,
     "synthetic": None,
 }
 """Layouts of which the tests write an example; the synthetic set draws itself."""
@@ -27,6 +34,7 @@ SMALL = {
     "freihand": ["data.source.num_blocks=1"],
     "ho3d": ["data.source.val_fraction=0.25", "data.image_size=64"],
     "interhand": ["data.image_size=64"],
+    "mix": ["data.source.parts={freihand: {num_blocks: 1}, ho3d: {weight: 3}}", "data.image_size=64"],
     "synthetic": [
         *("data.source.num_train=12", "data.source.num_eval=3", "data.source.num_blocks=1"),
         "data.source.num_workers=1",
