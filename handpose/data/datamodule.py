@@ -127,8 +127,9 @@ class HandDataModule(pl.LightningDataModule):
         for split in (self.splits.train, self.splits.val, self.splits.test):
             for array in (split.pose, split.intrinsics, split.xyz_m, split.scale_m):
                 state.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
-            if split.weight is not None:
-                state.update(np.ascontiguousarray(split.weight).tobytes())
+            for array in (split.weight, split.rays):
+                if array is not None:
+                    state.update(np.ascontiguousarray(array).tobytes())
         return state.hexdigest()[:16]
 
     def prepare_data(self) -> None:
@@ -373,14 +374,18 @@ class PackedHands(Dataset[HandBatch]):
         """
         position = torch.as_tensor(images)
         gathered = np.take(self.packed.images, self.rows[images], axis=0)  # (B, H, W, 3)
+        xyz_m = _select_or_nan(self.annotations.xyz_m, images, (NUM_JOINTS, 3))
+        rays = _select_or_nan(self.annotations.rays, images, (NUM_JOINTS, 3))
+        has_depth = rays.isnan().all(dim=(1, 2))
         return HandBatch(
             image=torch.from_numpy(gathered).permute(0, 3, 1, 2),
             intrinsics=self.intrinsics[position],
-            xyz_m=_select_or_nan(self.annotations.xyz_m, images, (NUM_JOINTS, 3)),
+            xyz_m=xyz_m.where(has_depth[:, None, None], rays),
             # A scale that was measured on the joints is part of the truth, which predictions must not use.
             scale_m=_select_or_nan(self.annotations.scale_m if self.annotations.is_scale_given else None, images, ()),
             position=position,
             mask=torch.from_numpy(self._get_masks(images, gathered.shape[1:3])),
+            has_depth=has_depth,
         )
 
     def _get_masks(self, images: NDArray[np.int64], size: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -488,7 +493,7 @@ def _sort_by_file(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
     order = np.argsort(both.files.paths, kind="stable")
     rows = np.empty_like(order)
     rows[order] = np.arange(len(order))
-    both = replace(both, xyz_m=None, scale_m=None, weight=None, masks=None)
+    both = replace(both, xyz_m=None, scale_m=None, weight=None, rays=None, masks=None)
     return rows, both.select(order)
 
 

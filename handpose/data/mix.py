@@ -7,7 +7,7 @@ and only some images of a large one.
 
 import difflib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -21,6 +21,7 @@ from handpose.config_files import find_options
 from handpose.data.sample import Annotations, Splits, join_annotations
 from handpose.errors import UserError, join_lines
 from handpose.schema import bind_arguments, check_component
+from handpose.skeleton import NUM_JOINTS
 from handpose.yaml_files import load_yaml
 
 T = TypeVar("T")
@@ -105,12 +106,28 @@ class Mix:
                 trains.append(_weigh(train, weight))
             if part.name == self._eval_part:
                 evaluation = _weigh(val, weight), test
-        return Splits(reduce(join_annotations, trains), *evaluation, notes=tuple(notes))
+        return Splits(reduce(join_annotations, _fill_labels(trains)), *evaluation, notes=tuple(notes))
 
 
 def _weigh(annotations: Annotations, weight: float) -> Annotations:
     """Give each image a weight. Masks are dropped, because each part has its own folder of them."""
     return replace(annotations, weight=np.full(len(annotations), weight), masks=None)
+
+
+def _fill_labels(parts: Sequence[Annotations]) -> list[Annotations]:
+    """Fill in NaN for joints and rays that a part does not have, if only some parts are labelled in 2-D alone."""
+    if all(part.rays is None for part in parts) or all(part.xyz_m is None for part in parts):
+        return list(parts)
+    nothing = [np.full((len(part), NUM_JOINTS, 3), np.nan) for part in parts]
+    return [
+        replace(
+            part,
+            xyz_m=empty if part.xyz_m is None else part.xyz_m,
+            rays=empty if part.rays is None else part.rays,
+            scale_m=None,
+        )
+        for part, empty in zip(parts, nothing, strict=True)
+    ]
 
 
 def _make_part(name: str, options: Any, folder: Path, available: Mapping[str, Any]) -> _Part:

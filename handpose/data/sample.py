@@ -21,10 +21,12 @@ class HandBatch(NamedTuple):
     Attributes:
         image: (B, 3, H, W) uint8, RGB.
         intrinsics: (B, 3, 3) float32, in pixels of `image`.
-        xyz_m: (B, K, 3) float32, joints in metres, camera frame; NaN if the data set has none.
+        xyz_m: (B, K, 3) float32, joints in metres, camera frame; NaN if the data set has none. Without depth, each is a
+            point on the ray of a labelled keypoint, whose projection alone has a meaning; NaN without a label.
         scale_m: (B,) float32, length of the reference bone in metres; NaN if unknown.
         position: (B,) int64, position of each image in its split.
         mask: (B, 1, H, W) uint8, 255 on the hand; (B, 0, H, W) if there are no masks or none were requested.
+        has_depth: (B,) bool, False if only the 2-D keypoints of the hand are known.
     """
 
     image: Tensor
@@ -33,6 +35,7 @@ class HandBatch(NamedTuple):
     scale_m: Tensor
     position: Tensor
     mask: Tensor
+    has_depth: Tensor
 
 
 class ImageFiles(Sequence[Path]):
@@ -82,6 +85,9 @@ class Annotations:
             square is mirrored, else 0. All zero: the whole file. `intrinsics` and `xyz_m` belong to the square, after
             mirroring. None: the whole file for all images.
         weight: (N,) how often training draws each image, relative to the others; None: once in an epoch.
+        rays: (N, K, 3) where the rays of 2-D keypoints meet the plane of depth 1, for hands of which only these are
+            known; NaN for a joint without a label. The rows of other hands are NaN here, as the rows of such hands are
+            in `xyz_m`. None: there are no such hands.
     """
 
     files: ImageFiles
@@ -93,6 +99,7 @@ class Annotations:
     is_scale_given: bool = True
     crops: NDArray[np.int64] | None = None
     weight: NDArray[np.float64] | None = None
+    rays: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -101,6 +108,11 @@ class Annotations:
     def crops_or_whole(self) -> NDArray[np.int64]:
         """The crops, (N, 4): all zero if the images are whole files."""
         return np.zeros((len(self), 4), dtype=np.int64) if self.crops is None else self.crops
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether only 2-D keypoints are known, of all hands."""
+        return self.rays is not None and self.xyz_m is None
 
     def select(self, images: NDArray[np.int64]) -> "Annotations":
         """Select images by their positions in this split, in the given order."""
@@ -125,7 +137,7 @@ def join_annotations(first: Annotations, second: Annotations) -> Annotations:
         masks=first.masks,
         is_scale_given=first.is_scale_given and second.is_scale_given,
         crops=np.concatenate([first.crops_or_whole, second.crops_or_whole]) if is_cropped else None,
-        **{name: both(name) for name in ("intrinsics", "xyz_m", "scale_m", "pose", "weight")},
+        **{name: both(name) for name in ("intrinsics", "xyz_m", "scale_m", "pose", "weight", "rays")},
     )
 
 

@@ -180,7 +180,10 @@ def _evaluate(predicted: _Predictions, split: Split, folder: Path) -> dict[str, 
     data, dataset, xyz_m, _ = predicted
     truth_m, training_m = dataset.annotations.xyz_m, data.splits.train.xyz_m
     assert truth_m is not None
-    assert training_m is not None
+    if training_m is None:
+        raise UserError(
+            f"the training split of {data.source.name} has no joints in 3-D, of which scores need the mean pose"
+        )
     intrinsics = dataset.intrinsics.double().numpy()
     names = [file.stem for file in dataset.annotations.files]
     write_course(folder / f"{split}_preds.json.gz", xyz_m)  # raises if a prediction is not finite, and makes the folder

@@ -221,3 +221,32 @@ def write_interhand(root: Path, *, frames: int = 5, folder: str = "{split}") -> 
         }
         write_text_json(annotations / f"InterHand2.6M_{split}_camera.json", {"0": fields})
     return root
+
+
+def make_coco_hand(number: int) -> NDArray[np.float64]:
+    """Keypoints of hand i in pixels of its photograph, (21, 2)."""
+    return project(make_frame_hands(1, number)[0], FRAME_CAMERA)
+
+
+def write_coco_person(number: int, photograph: int, *, unlabelled: Sequence[int] = (2,)) -> dict[str, object]:
+    """A person with one hand: right with an even number, left with an odd one."""
+    keypoints = np.concatenate([make_coco_hand(number), np.ones((21, 1))], axis=-1)
+    keypoints[list(unlabelled)] = 0.0
+    sides, nothing = ("right", "left")[:: 1 if number % 2 == 0 else -1], [0.0] * 63
+    person = {"id": number, "image_id": photograph, "category_id": 1, "keypoints": [0] * 51, "num_keypoints": 0}
+    for side, values, valid in zip(sides, (keypoints.ravel().tolist(), nothing), (True, False), strict=True):
+        person |= {f"{side}hand_kpts": values, f"{side}hand_valid": valid, f"{side}hand_box": [0.0] * 4}
+    return person
+
+
+def write_coco_wholebody(root: Path, *, photographs: int = 8) -> Path:
+    """COCO-WholeBody: photograph i of the training set shows hand i, that of the validation set hand 100 + i."""
+    for part, first, num in (("train", 0, photographs), ("val", 100, 3)):
+        numbers = range(first, first + num)
+        for number in numbers:
+            write_frame(root / f"{part}2017/{number:012d}.jpg", [make_coco_hand(number)[INDEX_TIP]])
+        images = [{"id": n, "file_name": f"{n:012d}.jpg", "width": 640, "height": 480} for n in numbers]
+        people = [write_coco_person(n, n) for n in numbers]
+        path = root / f"annotations/coco_wholebody_{part}_v1.0.json"
+        write_text_json(path, {"images": images, "annotations": people})
+    return root
