@@ -170,6 +170,11 @@ def _open_dataset(data: HandDataModule, split: Split) -> PackedHands:
     loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
     dataset = loader.dataset
     assert isinstance(dataset, PackedHands)
+    if dataset.annotations.is_flat:
+        raise UserError(
+            f"the {split} split of {data.source.name} has 2-D keypoints only; give test=true to train.py for the error in "
+            "pixels"
+        )
     if dataset.annotations.xyz_m is None:
         raise UserError(f"the {split} split of {data.source.name} has no joints to compare with; give --split val")
     return dataset

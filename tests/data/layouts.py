@@ -1,6 +1,6 @@
 """Miniature data sets in the published layouts: the orders, frames and units are those of the publications.
 
-Each picture shows a disk at every fingertip of the index finger, so that a test can see where the joint is in the
+Each picture shows a bright disk at the tip of the index finger, so that a test can see where the joint is in the
 pixels. Nothing here uses the readers.
 """
 
