@@ -172,8 +172,8 @@ def _open_dataset(data: HandDataModule, split: Split) -> PackedHands:
     assert isinstance(dataset, PackedHands)
     if dataset.annotations.is_flat:
         raise UserError(
-            f"the {split} split of {data.source.name} has 2-D keypoints only; give test=true to train.py for the error in "
-            "pixels"
+            f"the {split} split of {data.source.name} has 2-D keypoints only; for the error in pixels, give "
+            "test=true to train.py"
         )
     if dataset.annotations.xyz_m is None:
         raise UserError(f"the {split} split of {data.source.name} has no joints to compare with; give --split val")
