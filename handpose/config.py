@@ -10,7 +10,7 @@ import pkgutil
 import re
 import shlex
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -358,7 +358,7 @@ def quote_override(key: str, value: object) -> str:
 
     Args:
         key: the key.
-        value: a scalar or a list of scalars.
+        value: a scalar, or a list or dictionary of such values.
     """
     return f"{key}={_quote_value(value)}"
 
@@ -372,6 +372,8 @@ def _quote_value(value: object) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(_quote_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_quote_value(str(name))}:{_quote_value(item)}" for name, item in value.items()) + "}"
     text = str(value)
     if not _needs_quotes(text):
         return text

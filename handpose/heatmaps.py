@@ -30,6 +30,9 @@ _MIN_WIDTH = 0.5
 """Minimum standard deviation of a target heatmap, in bins. A narrower heatmap would fall almost into a single bin and
 lose the position within that bin: its mean would be wrong by up to half a bin."""
 
+_UNFITTED_RANGE = 1.0
+"""Range of the depth axis before `fit`. No hand has it: relative depths of real hands reach 3 reference bones."""
+
 _CURVE_POINTS = 513
 """Number of coordinates for which the debiased read-out computes the mean of the target. It interpolates linearly
 between them."""
@@ -53,8 +56,9 @@ class HeatmapTruth(NamedTuple):
     """Labels of a batch of views. Each loss uses the part that it needs.
 
     Attributes:
-        coordinates: (B, K, 3) coordinates along the axes, from `encode`.
-        xyz_m: (B, K, 3) joints in metres, camera frame.
+        coordinates: (B, K, 3) coordinates along the axes, from `encode`; NaN if unknown.
+        xyz_m: (B, K, 3) joints in metres, camera frame. If the depth of a hand is unknown, only the projection of its
+            joints has a meaning, and a joint without a label is NaN.
         intrinsics: (B, 3, 3) in pixels.
         size: (H, W) of the images in pixels.
     """
@@ -76,6 +80,18 @@ class JointPrediction(NamedTuple):
 
     xyz_m: Tensor
     error_m: Tensor
+
+
+def hide_unknown_depth(coordinates: Tensor, has_depth: Tensor) -> Tensor:
+    """Return coordinates (B, K, 3) with NaN along the depth axis for the hands whose depth is unknown.
+
+    Args:
+        coordinates: (B, K, 3) coordinates along the axes u, v and depth, from `encode`.
+        has_depth: (B,) bool.
+    """
+    hidden = coordinates.clone()
+    hidden[..., 2] = coordinates[..., 2].masked_fill(~has_depth[:, None], torch.nan)
+    return hidden
 
 
 def compute_bin_centers(bins: int, *, like: Tensor) -> Tensor:
@@ -269,7 +285,7 @@ class ImageAxes(_Axes):
 
     def __init__(self, *, sigma: float, target: HeatmapShape, read_out: ReadOut) -> None:
         super().__init__(sigma=sigma, target=target, read_out=read_out)
-        self.register_buffer("depth_range", torch.tensor(1.0))
+        self.register_buffer("depth_range", torch.tensor(_UNFITTED_RANGE))
         self.register_buffer("bone_lengths", torch.ones(len(BONES)))
         self.register_buffer("scale_m", torch.tensor(0.03))
         self.register_buffer("extent", torch.ones(3), persistent=False)
@@ -281,14 +297,16 @@ class ImageAxes(_Axes):
         reference bone of its hand arbitrarily short.
 
         Args:
-            xyz_m: (N, K, 3) joints in metres, camera frame.
-            is_trained: keep the range of the depth axis, because the logits of a trained network refer to it.
+            xyz_m: (N, K, 3) joints in metres, camera frame; NaN for hands without depth, which are ignored.
+            is_trained: keep the range of the depth axis, because the logits of a trained network refer to it. A network
+                that was trained without depth has none to keep.
         """
-        typical_m = geometry.select_typical_hands(xyz_m)
+        typical_m = geometry.select_typical_hands(xyz_m[~xyz_m.isnan().any(dim=-1).any(dim=-1)])
         lengths = geometry.compute_bone_lengths(typical_m)
         scale = lengths[:, BONES.index(REFERENCE_BONE)]
         relative = (typical_m[..., 2] - typical_m[:, ROOT, None, 2]) / scale[:, None]
-        if not is_trained:  # a margin of 10 % for hands that are not in the training set
+        if not is_trained or self.depth_range == _UNFITTED_RANGE:
+            # a margin of 10 % for hands that are not in the training set
             self.depth_range.copy_(1.1 * relative.abs().max())
         self.bone_lengths.copy_((lengths / scale[:, None]).mean(0))
         self.scale_m.copy_(scale.mean())

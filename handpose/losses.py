@@ -2,7 +2,8 @@
 
 Every loss is called with the logits, the truth and the axes. It returns its terms by name; the sum of the terms is the
 loss. A joint outside the image has no place on the heatmap. Its coordinate along that axis is left out, and so are the
-bones that start or end at it.
+bones that start or end at it. The same holds for unknown coordinates, which are NaN: a joint without a label, and the
+depth of a hand of which only 2-D keypoints are known.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ _BONE_ENDS = torch.tensor(BONES)  # (20, 2): parent, child
 _REFERENCE = BONES.index(REFERENCE_BONE)
 _MIN_BONE_LENGTH = 0.1
 """Length in reference bones. A shorter predicted bone has no reliable direction."""
+_PLACEHOLDER = torch.stack([torch.arange(21.0), torch.arange(21.0) ** 2, torch.ones(21)], dim=-1)
+"""(K, 3) Finite joints of which no bone has length 0."""
 _MAX_BONE_LENGTH = 4.0
 """Length in reference bones. No real bone is longer (the longest measures about 2.5), so a longer one means that the
 label of the hand is wrong."""
@@ -92,6 +95,9 @@ class HeatmapLoss(nn.Module):
             "coordinate": self.coordinate_weight * weighted_mean(distance, weights),
         }
         if self.bone_length_weight or self.bone_direction_weight:
+            # A hand without depth has no bones. Its weight is 0, but that alone would not remove a NaN.
+            has_depth = ~truth.coordinates[..., 2:].isnan().any(dim=1, keepdim=True)  # (B, 1, 1)
+            truth = truth._replace(xyz_m=truth.xyz_m.where(has_depth, _PLACEHOLDER.to(truth.xyz_m)))
             terms |= self._compute_bone_losses(axes.normalize_hand(coordinates, truth), truth, inside)
         return terms
 

@@ -218,6 +218,23 @@ def _check_targets(values: Any, *, prefix: str) -> None:
         _check_targets(value, prefix=f"{prefix}{key}.")
 
 
+def check_component(values: Values, *, prefix: str, same_as: str) -> None:
+    """Check a `_target_` and its arguments that another component of the configuration puts together itself.
+
+    Args:
+        values: the `_target_` and its arguments.
+        prefix: dotted prefix of the arguments for error messages.
+        same_as: dotted prefix under which the table has the types of the same arguments.
+
+    Raises:
+        UserError: a value is not allowed, or there is no such argument.
+    """
+    for name, value in values.items():
+        if (kind := _TYPES.get(f"{same_as}{name}")) is not None:
+            _check_type(f"{prefix}{name}", value, kind)
+    _check_arguments(values, prefix=prefix)
+
+
 _NOT_ARGUMENTS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 

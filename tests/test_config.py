@@ -101,6 +101,7 @@ def test_an_argument_without_a_value_can_be_added():
     "value",
     [
         *("two words", 1e-4, 3, True, None, "a=b", "true", "1e3", "null", [1, 2], ["a b", None], "it's", "ünï", ""),
+        *({"ho3d": {"weight": 2, "root": "a, b"}, "x": None}, {"a": [1, "it's"]}, {}),
         *("C:\\x", "a\\ [b]", "it\\'s", "end [x]\\", "\\\\two, three\\\\"),
     ],
 )

@@ -277,3 +277,24 @@ def test_mixed_precision_does_not_round_what_is_read_out():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = soft_argmax(logits)
     assert torch.equal(mixed, soft_argmax(logits))
+
+
+def test_hands_without_depth_do_not_change_what_the_axes_take_from_the_others():
+    xyz_m = torch.from_numpy(make_hands(20)).float()
+    nothing = torch.full((30, 21, 3), torch.nan)
+    options = {"sigma": 0.02, "target": "gaussian", "read_out": "soft_argmax"}
+    alone, mixed = ImageAxes(**options), ImageAxes(**options)
+    alone.fit(xyz_m)
+    mixed.fit(torch.cat([nothing, xyz_m]))
+    for name, value in alone.state_dict().items():
+        assert torch.equal(mixed.state_dict()[name], value)
+
+
+def test_a_network_trained_without_depth_has_no_range_to_keep():
+    xyz_m = torch.from_numpy(make_hands(20)).float()
+    axes = ImageAxes(sigma=0.02, target="gaussian", read_out="soft_argmax")
+    axes.fit(xyz_m, is_trained=True)
+    fitted = axes.depth_range.clone()
+    assert fitted > 1.1
+    axes.fit(2.0 * xyz_m * torch.tensor([1.0, 1.0, 3.0]), is_trained=True)
+    assert axes.depth_range == fitted

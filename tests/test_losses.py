@@ -6,7 +6,14 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
 from handpose import geometry
-from handpose.heatmaps import AxisLogits, CameraAxes, HeatmapTruth, ImageAxes, draw_gaussian_heatmaps
+from handpose.heatmaps import (
+    AxisLogits,
+    CameraAxes,
+    HeatmapTruth,
+    ImageAxes,
+    draw_gaussian_heatmaps,
+    hide_unknown_depth,
+)
 from handpose.losses import CoordinateMse, HeatmapLoss, js_divergence, kl_divergence
 from tests.builders import make_cameras, make_hands
 
@@ -217,3 +224,36 @@ def test_a_reference_bone_of_almost_no_length_does_not_rule_the_losses_of_a_batc
     clean, dirty = (make_bone_loss()(logits, each, axes) for each in (truth, wrong))
     for name in ("bone_length", "bone_direction"):
         assert dirty[name] == pytest.approx(clean[name].item(), rel=0.3)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "jsd"])
+def test_a_hand_without_depth_counts_only_along_u_and_v(divergence):
+    """Two of its keypoints have no label. The loss is that of the other coordinates, and its gradient is finite."""
+    axes, truth = make_hands_and_axes("image", count=2)
+    rays = truth.xyz_m / truth.xyz_m[..., 2:]
+    rays[1, [9, 10]] = torch.nan
+    coordinates = truth.coordinates.clone()
+    coordinates[1, [9, 10]] = torch.nan
+    has_depth = torch.tensor([True, False])
+    xyz_m = truth.xyz_m.where(has_depth[:, None, None], rays)
+    mixed = HeatmapTruth(hide_unknown_depth(coordinates, has_depth), xyz_m, truth.intrinsics, truth.size)
+    logits = AxisLogits(*(torch.randn(2, 21, 32, requires_grad=True) for _ in range(3)))
+    loss = make_bone_loss(divergence=divergence)
+    terms = loss(logits, mixed, axes)
+    sum(terms.values()).backward()
+    assert all(axis.grad.isfinite().all() for axis in logits)
+    assert logits.depth.grad[1].abs().max() == 0
+    assert logits.u.grad[1, [9, 10]].abs().max() == 0
+    assert logits.u.grad[1, :9].abs().amin(dim=-1).min() > 0
+    alone = HeatmapTruth(truth.coordinates[:1], truth.xyz_m[:1], truth.intrinsics[:1], truth.size)
+    of_first = loss(AxisLogits(*(axis[:1] for axis in logits)), alone, axes)
+    for name in ("bone_length", "bone_direction"):  # only the first hand has bones
+        assert terms[name].item() == pytest.approx(of_first[name].item(), rel=1e-5)
+
+
+def test_the_squared_error_leaves_out_unknown_coordinates(coordinates):
+    truth = make_truth(coordinates)
+    hidden = hide_unknown_depth(coordinates, torch.tensor([True, False, False, True]))
+    logits = make_logits(coordinates + torch.tensor([0.0, 0.0, 0.05]))
+    full, partial = (CoordinateMse()(logits, each, AXES)["coordinate"] for each in (truth, make_truth(hidden)))
+    assert float(partial) == pytest.approx(float(full) * (2 / 4) * 3 / (3 - 2 / 4), rel=0.02)

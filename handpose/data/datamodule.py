@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,7 +27,7 @@ from handpose.data.labels import share_labels
 from handpose.data.masks import PackedMasks, pack_masks
 from handpose.data.pack import PackedImages, pack
 from handpose.data.random_draws import BatchShare
-from handpose.data.sample import Annotations, HandBatch, ImageFiles, Splits, join_annotations
+from handpose.data.sample import Annotations, HandBatch, Splits, join_annotations
 from handpose.data.shared_memory import PREFETCH, check_shared_memory, compute_batch_bytes, make_loader_error
 from handpose.errors import UserError
 from handpose.malloc import release_freed_memory
@@ -101,7 +102,7 @@ class HandDataModule(pl.LightningDataModule):
         self._requested_size = image_size
         self._progress = progress
         self._stores: dict[str, PackedImages] = {}
-        self._checked: set[str] = set()  # splits
+        self._checked: set[str] = set()  # splits, and the notes of the reader
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # store row of each training, then val image
 
     @cached_property
@@ -126,6 +127,9 @@ class HandDataModule(pl.LightningDataModule):
         for split in (self.splits.train, self.splits.val, self.splits.test):
             for array in (split.pose, split.intrinsics, split.xyz_m, split.scale_m):
                 state.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+            for array in (split.weight, split.rays):
+                if array is not None:
+                    state.update(np.ascontiguousarray(array).tobytes())
         return state.hexdigest()[:16]
 
     def prepare_data(self) -> None:
@@ -142,6 +146,7 @@ class HandDataModule(pl.LightningDataModule):
         Args:
             stage: "fit", "validate", "test" or "predict"; None: all of them.
         """
+        self._print_notes()
         if stage in (None, "fit", "validate"):
             self._open_store("training")
             self._open_masks()
@@ -162,6 +167,14 @@ class HandDataModule(pl.LightningDataModule):
         """
         needed = compute_batch_bytes(batch_size=self.batch_size, image_size=self.image_size, masks=self.masks)
         check_shared_memory(num_workers=self.num_workers, bytes_per_batch=needed, num_processes=num_processes)
+
+    @rank_zero_only
+    def _print_notes(self) -> None:
+        """Print once what the reader of the data set has to say."""
+        if self._progress and "notes" not in self._checked:
+            self._checked.add("notes")
+            for note in self.splits.notes:
+                print(f"note: {note}", file=sys.stderr, flush=True)
 
     @rank_zero_only
     def _check_labels(self, split: Literal["train", "val", "test"]) -> None:
@@ -192,7 +205,12 @@ class HandDataModule(pl.LightningDataModule):
             )
         dataset = self._make_dataset("train")
         batches = ShuffledBatches(
-            dataset, batch_size=self.batch_size, seed=self.seed, rank=rank, num_replicas=num_replicas
+            dataset,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            weight=self.training_annotations.weight,
+            rank=rank,
+            num_replicas=num_replicas,
         )
         if self.trainer is not None:
             # Lightning 2.6 draws the first epoch's batches before it calls set_epoch, so a resumed run would start with
@@ -356,14 +374,18 @@ class PackedHands(Dataset[HandBatch]):
         """
         position = torch.as_tensor(images)
         gathered = np.take(self.packed.images, self.rows[images], axis=0)  # (B, H, W, 3)
+        xyz_m = _select_or_nan(self.annotations.xyz_m, images, (NUM_JOINTS, 3))
+        rays = _select_or_nan(self.annotations.rays, images, (NUM_JOINTS, 3))
+        has_depth = rays.isnan().all(dim=(1, 2))
         return HandBatch(
             image=torch.from_numpy(gathered).permute(0, 3, 1, 2),
             intrinsics=self.intrinsics[position],
-            xyz_m=_select_or_nan(self.annotations.xyz_m, images, (NUM_JOINTS, 3)),
+            xyz_m=xyz_m.where(has_depth[:, None, None], rays),
             # A scale that was measured on the joints is part of the truth, which predictions must not use.
             scale_m=_select_or_nan(self.annotations.scale_m if self.annotations.is_scale_given else None, images, ()),
             position=position,
             mask=torch.from_numpy(self._get_masks(images, gathered.shape[1:3])),
+            has_depth=has_depth,
         )
 
     def _get_masks(self, images: NDArray[np.int64], size: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -375,6 +397,7 @@ class PackedHands(Dataset[HandBatch]):
 class ShuffledBatches(DistributedSampler[Any]):
     """Sampler of training batches. The order depends only on (seed, epoch), so a resumed run continues with it.
 
+    An epoch has as many images as the split. With weights, an image may be drawn several times in it, or not at all.
     All processes draw the same order and cut it into steps of num_replicas batches; each process takes one batch of a
     step. An incomplete last step is left out of the epoch. Yields (batch_size,) positions in the split.
 
@@ -382,21 +405,31 @@ class ShuffledBatches(DistributedSampler[Any]):
         dataset: the split.
         batch_size: images in a batch.
         seed: seed of the order.
+        weight: as in `Annotations`.
         rank: index of this process.
         num_replicas: number of processes.
     """
 
     def __init__(
-        self, dataset: PackedHands, *, batch_size: int, seed: int, rank: int = 0, num_replicas: int = 1
+        self,
+        dataset: PackedHands,
+        *,
+        batch_size: int,
+        seed: int,
+        weight: NDArray[np.float64] | None = None,
+        rank: int = 0,
+        num_replicas: int = 1,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed)
         self.batch_size = batch_size
+        self.weight = weight
 
     def __len__(self) -> int:
         return len(self.dataset) // (self.batch_size * self.num_replicas)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.dataset))  # type: ignore[arg-type]
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = draw_order(len(self.dataset), self.weight, rng)  # type: ignore[arg-type]
         steps = order[: len(self) * self.num_replicas * self.batch_size]
         return iter(steps.reshape(len(self), self.num_replicas, self.batch_size)[:, self.rank])
 
@@ -428,6 +461,27 @@ class OrderedBatches(DistributedSampler[Any]):
         return iter(np.array_split(share, len(self)))
 
 
+def draw_order(num_images: int, weight: NDArray[np.float64] | None, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw the images of an epoch, (num_images,) positions in random order.
+
+    Args:
+        num_images: number of images.
+        weight: (num_images,) how often each image is drawn, relative to the others. The numbers of draws are exact to
+            within 1, for each image and for all images of the same weight together (systematic sampling, Madow 1949).
+            None: each image is drawn once.
+        rng: source of the random numbers.
+    """
+    order = rng.permutation(num_images)
+    if weight is None:
+        return order
+    order = order[np.argsort(weight[order], kind="stable")]
+    expected = np.cumsum(weight[order]) * (num_images / weight.sum())
+    expected[-1] = num_images  # not less by a rounding error
+    until = np.floor(np.minimum(expected, num_images) + rng.random())
+    times = np.diff(until, prepend=0.0).astype(np.int64)
+    return rng.permutation(np.repeat(order, times))
+
+
 def _sort_by_file(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
     """Sort training and validation images by file, so that the store does not depend on their split.
 
@@ -435,17 +489,11 @@ def _sort_by_file(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
         The row of each training, then of each validation image; and the annotations that `pack` needs, in the order of
         the store.
     """
-    files = np.concatenate([splits.train.files.paths, splits.val.files.paths])
-    order = np.argsort(files, kind="stable")
+    both = join_annotations(splits.train, splits.val)
+    order = np.argsort(both.files.paths, kind="stable")
     rows = np.empty_like(order)
     rows[order] = np.arange(len(order))
-    both = Annotations(
-        files=ImageFiles(files),
-        intrinsics=np.concatenate([splits.train.intrinsics, splits.val.intrinsics]),
-        xyz_m=None,
-        scale_m=None,
-        pose=np.concatenate([splits.train.pose, splits.val.pose]),
-    )
+    both = replace(both, xyz_m=None, scale_m=None, weight=None, rays=None, masks=None)
     return rows, both.select(order)
 
 

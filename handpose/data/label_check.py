@@ -62,6 +62,8 @@ def find_suspicious_labels(
     if annotations.xyz_m is None:
         return []
     _, first = np.unique(annotations.pose, return_index=True)
+    if annotations.rays is not None:  # of some hands only 2-D keypoints are known
+        first = first[np.isfinite(annotations.xyz_m[first]).any(axis=(1, 2))]
     xyz_m = torch.from_numpy(np.array(annotations.xyz_m[first], dtype=np.float64))
     camera = torch.from_numpy(np.array(intrinsics[first], dtype=np.float64))
     scale_m = None if annotations.scale_m is None else torch.from_numpy(np.array(annotations.scale_m[first]))
@@ -86,7 +88,8 @@ def format_warning(split: str, files: Sequence[Path], suspicions: Sequence[Suspi
     ]
     for suspicion in suspicions[:_NUM_SHOWN]:
         file = files[suspicion.image]
-        lines.append(f"  entry {int(file.stem)} ({file}): {'; '.join(suspicion.reasons)}")
+        entry = int(file.stem) if file.stem.isdecimal() else file.stem
+        lines.append(f"  entry {entry} ({file}): {'; '.join(suspicion.reasons)}")
     if len(suspicions) > _NUM_SHOWN:
         lines.append(f"  and {len(suspicions) - _NUM_SHOWN} more")
     return "\n".join(lines)

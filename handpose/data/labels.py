@@ -24,7 +24,8 @@ def share_labels(splits: Splits, folder: Path) -> Splits:
     memory and no error is raised: `pack` needs the folder as well and reports the error.
     """
     try:
-        return Splits(*(_share_split(getattr(splits, split.name), folder) for split in fields(splits)))
+        train, val, test = (_share_split(split, folder) for split in (splits.train, splits.val, splits.test))
+        return replace(splits, train=train, val=val, test=test)
     except OSError:
         return splits
 

@@ -1,8 +1,9 @@
 """Images decoded once into a memory-mapped store that all trials of a node share.
 
-A store is a folder `<fingerprint>/` with images.npy (N, S, S, 3) uint8, sides.npy (the side of each file in pixels) and
-manifest.json. The fingerprint is a hash of the names, sizes and modification times of the files, of the image size and
-of the version of the store, so a changed data set gets a new store. The store does not contain labels.
+A store is a folder `<fingerprint>/` with images.npy (N, S, S, 3) uint8, sides.npy (the side of each image in pixels
+before it was resized) and manifest.json. The fingerprint is a hash of the names, sizes and modification times of the
+files, of the squares that are cut out of them, of the image size and of the version of the store, so a changed data set
+gets a new store. The store does not contain labels.
 
 Pixels: centres are at integer coordinates. The centre of the top left pixel is (0, 0), its corner is (-0.5, -0.5).
 Resizing by a factor s keeps the corners of the image in place, so u' = (u + 0.5) s - 0.5, for the principal point too.
@@ -27,6 +28,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from handpose.data.crops import cut_square
 from handpose.data.pictures import decode_dataset_image, resize_image
 from handpose.data.sample import Annotations, ImageFiles
 from handpose.errors import UserError, add_file_name, explain_file_error, format_size, get_free_bytes
@@ -47,7 +49,8 @@ class PackedImages:
         store: folder of the store.
         images: (N, S, S, 3) uint8, RGB, memory-mapped and read-only.
         intrinsics: (N, 3, 3) in pixels of `images`.
-        contents: hash of the names and sizes of the files. It is the same on every machine that has a copy of them.
+        contents: hash of the names and sizes of the files, and of the squares that are cut out of them. It is the same
+            on every machine that has a copy of them.
     """
 
     store: Path
@@ -92,7 +95,7 @@ def pack(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"data.image_size={image_size} must be positive, or null for the size of the files")
-    files = ImageFileState.read(annotations.files)
+    files = ImageFileState.read(annotations.files, annotations.crops)
     store, images, sides = open_store(files, _IMAGES, image_size, folder, workers, progress)
     intrinsics = resize_intrinsics(annotations.intrinsics, images.shape[1] / sides)
     return PackedImages(store, images, intrinsics.astype(np.float32), files.contents)
@@ -167,17 +170,19 @@ class ImageFileState(NamedTuple):
     Attributes:
         paths: the files.
         source: folder that contains all of them.
-        contents: hash of their names and sizes.
+        contents: hash of their names and sizes, and of the crops.
         changed: hash of their modification times.
+        crops: as in `Annotations`.
     """
 
     paths: list[str]
     source: str
     contents: str
     changed: str
+    crops: NDArray[np.int64] | None = None
 
     @classmethod
-    def read(cls, files: ImageFiles) -> "ImageFileState":
+    def read(cls, files: ImageFiles, crops: NDArray[np.int64] | None = None) -> "ImageFileState":
         """Read the sizes and modification times of the files."""
         paths = [os.fsdecode(path) for path in files.paths]
         chunks = [paths[i : i + 1024] for i in range(0, len(paths), 1024)]
@@ -185,9 +190,14 @@ class ImageFileState(NamedTuple):
             stats = np.concatenate(list(pool.map(_read_sizes_and_mtimes, chunks)))
         source = os.path.commonpath({os.path.dirname(path) for path in paths})
         names = "\0".join(path.removeprefix(source) for path in paths)
-        return cls(
-            paths, source, _hash_text(os.fsencode(names) + stats[:, 0].tobytes()), _hash_text(stats[:, 1].tobytes())
-        )
+        squares = b"" if crops is None else np.ascontiguousarray(crops).tobytes()
+        contents = _hash_text(os.fsencode(names) + stats[:, 0].tobytes() + squares)
+        return cls(paths, source, contents, _hash_text(stats[:, 1].tobytes()), crops)
+
+    def decode(self, row: int, kind: "StoreKind") -> NDArray[np.uint8]:
+        """Decode the image of a row, which is a file or a square of it."""
+        image = kind.decode(self.paths[row])
+        return image if self.crops is None else cut_square(image, self.crops[row])
 
     def compute_fingerprint(self, image_size: int | None, kind: StoreKind) -> str:
         """Return the name of the folder of their store."""
@@ -245,10 +255,10 @@ def _make_store(
     start = time.monotonic()
     try:
         with write_folder_atomically(store) as partial:
-            size = image_size or _read_side(files.paths[0], kind.decode(files.paths[0]))
+            size = image_size or _read_side(files.paths[0], files.decode(0, kind))
             _check_space(store.parent, (len(files.paths), size, size, kind.channels))
             resize = image_size is not None
-            _write_images(partial, files.paths, kind, size, resize=resize, workers=workers, progress=progress)
+            _write_images(partial, files, kind, size, resize=resize, workers=workers, progress=progress)
             _write_manifest(partial, files, image_size)
     except OSError as error:
         raise _make_write_error(store.parent, error) from None
@@ -267,9 +277,9 @@ def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
 
 
 def _write_images(
-    folder: Path, paths: list[str], kind: StoreKind, size: int, *, resize: bool, workers: int, progress: bool
+    folder: Path, files: ImageFileState, kind: StoreKind, size: int, *, resize: bool, workers: int, progress: bool
 ) -> None:
-    target = folder / "images.npy"
+    target, paths = folder / "images.npy", files.paths
     shape = (len(paths), size, size, kind.channels)
     images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
     header = target.stat().st_size - images.nbytes
@@ -277,7 +287,7 @@ def _write_images(
 
     def write_chunk(start: int) -> NDArray[np.int32]:
         """Write to the file, not through the map: on a full disk a file raises OSError, a map kills the process."""
-        decoded = [kind.decode(path) for path in paths[start : start + _CHUNK]]
+        decoded = [files.decode(row, kind) for row in range(start, min(start + _CHUNK, len(paths)))]
         sides = [_read_side(path, image) for path, image in zip(paths[start:], decoded, strict=False)]
         if not resize:
             _check_same_side(paths, start, sides, size)

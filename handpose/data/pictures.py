@@ -47,6 +47,29 @@ def decode_dataset_image(path: str, *, colorspace: str = "rgb") -> NDArray[np.ui
     return pixels
 
 
+def check_picture_size(path: str, size: tuple[int, int]) -> None:
+    """Check the size in the header of a JPEG file of a data set whose pictures all have the same size.
+
+    Args:
+        path: the file.
+        size: (width, height) that labels refer to.
+
+    Raises:
+        UserError: the file has another size or cannot be read.
+    """
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"the image {path} cannot be read ({error.strerror}); unpack the data set again") from None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be decoded as a JPEG ({error}); unpack the data set again") from None
+    if (width, height) != size:
+        raise UserError(
+            f"{path} is {width} x {height} pixels, but the labels of the data set refer to pictures of {size[0]} x "
+            f"{size[1]}; use the pictures as published"
+        )
+
+
 def open_upright(path: Path) -> tuple[Image.Image, Image.Exif]:
     """Open a photograph, rotated as its EXIF data say.
 

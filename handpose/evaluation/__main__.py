@@ -175,6 +175,11 @@ def _open_dataset(data: HandDataModule, split: Split) -> PackedHands:
     loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
     dataset = loader.dataset
     assert isinstance(dataset, PackedHands)
+    if dataset.annotations.is_flat:
+        raise UserError(
+            f"the {split} split of {data.source.name} has 2-D keypoints only; for the error in pixels, give "
+            "test=true to train.py"
+        )
     if dataset.annotations.xyz_m is None:
         raise UserError(f"the {split} split of {data.source.name} has no joints to compare with; give --split val")
     return dataset
@@ -185,7 +190,10 @@ def _evaluate(predicted: _Predictions, split: Split, folder: Path) -> dict[str, 
     data, dataset, xyz_m, error_m, _ = predicted
     truth_m, training_m = dataset.annotations.xyz_m, data.splits.train.xyz_m
     assert truth_m is not None
-    assert training_m is not None
+    if training_m is None:
+        raise UserError(
+            f"the training split of {data.source.name} has no joints in 3-D, of which scores need the mean pose"
+        )
     intrinsics = dataset.intrinsics.double().numpy()
     names = [file.stem for file in dataset.annotations.files]
     write_course(folder / f"{split}_preds.json.gz", xyz_m)  # raises if a prediction is not finite, and makes the folder

@@ -107,7 +107,11 @@ class PredictionModule(pl.LightningModule):
 
 
 def compute_errors(
-    predicted_m: NDArray[np.floating], target_m: NDArray[np.floating], intrinsics: NDArray[np.floating]
+    predicted_m: NDArray[np.floating],
+    target_m: NDArray[np.floating],
+    intrinsics: NDArray[np.floating],
+    *,
+    only_in_image: bool = False,
 ) -> dict[str, float]:
     """Compute every metric of configs/metrics.
 
@@ -115,6 +119,8 @@ def compute_errors(
         predicted_m: (N, K, 3) predicted joints in metres, camera frame.
         target_m: (N, K, 3) true joints in metres, camera frame.
         intrinsics: (N, 3, 3) of the images that the network gets.
+        only_in_image: whether to compute only metrics that need no joints in metres. Then only the projection of
+            target_m has a meaning, and a joint without a label is NaN.
 
     Returns:
         Name, such as pa_mpjpe_mm, -> value.
@@ -122,7 +128,7 @@ def compute_errors(
     predicted, target, camera = (
         torch.as_tensor(np.asarray(x, np.float64)) for x in (predicted_m, target_m, intrinsics)
     )
-    metrics = make_metrics()
+    metrics = make_metrics(only_in_image=only_in_image)
     metrics.update(
         predicted_m=predicted,
         target_m=target,

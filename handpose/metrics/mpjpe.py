@@ -90,13 +90,18 @@ class RootRelativeMpjpe(_MeanDistance):
 
 
 class KeypointErrorPx(_MeanDistance):
-    """Mean distance of the keypoints in the image, in pixels."""
+    """Mean distance of the keypoints in the image, in pixels. Keypoints without a label are left out."""
 
     def update(self, predicted_uv: Tensor, target_uv: Tensor) -> None:
         """Add B samples.
 
         Args:
             predicted_uv: (B, K, 2) keypoints in pixels.
-            target_uv: (B, K, 2) keypoints in pixels.
+            target_uv: (B, K, 2) keypoints in pixels; NaN: the keypoint has no label.
         """
-        self._add(predicted_uv.double(), target_uv.double())
+        has_label = ~target_uv.isnan().any(dim=-1)  # (B, K)
+        distances = torch.linalg.vector_norm(predicted_uv.double() - target_uv.double(), dim=-1)
+        num_labels = has_label.sum(dim=-1)
+        means = distances.where(has_label, distances.new_zeros(())).sum(dim=-1) / num_labels.clamp_min(1)
+        self.total = self.total + means.sum()
+        self.count = self.count + (num_labels > 0).sum()

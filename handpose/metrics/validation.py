@@ -20,6 +20,7 @@ from handpose.yaml_files import load_yaml
 
 _STAGE = "val/"
 _INPUTS = {"predicted_m", "target_m", "predicted_uv", "target_uv"}
+_INPUTS_IN_IMAGE = {"predicted_uv", "target_uv"}
 
 
 def list_validation_metrics() -> list[str]:
@@ -27,20 +28,25 @@ def list_validation_metrics() -> list[str]:
     return [f"{_STAGE}{name}" for name in find_options("metrics")]
 
 
-def make_metrics(*, prefix: str = "") -> MetricCollection:
+def make_metrics(*, prefix: str = "", only_in_image: bool = False) -> MetricCollection:
     """Make a new metric for each file in configs/metrics.
 
     The `update` method of a metric takes any of these arguments: `predicted_m` and `target_m`, (B, K, 3) joints in
-    metres in the camera frame; `predicted_uv` and `target_uv`, (B, K, 2) keypoints in pixels.
+    metres in the camera frame; `predicted_uv` and `target_uv`, (B, K, 2) keypoints in pixels. A keypoint of target_uv
+    is NaN if the data set has no label for it.
 
     Args:
         prefix: prefix of the name of each metric, such as `val/`.
+        only_in_image: whether to leave out metrics that need joints in metres.
 
     Raises:
         UserError: a file names no metric class, or its options do not fit the class.
     """
+    made = {f"{prefix}{name}": _make_metric(file) for name, file in find_options("metrics").items()}
     metrics: dict[str, Metric | MetricCollection] = {
-        f"{prefix}{name}": _make_metric(file) for name, file in find_options("metrics").items()
+        name: metric
+        for name, metric in made.items()
+        if not only_in_image or _get_inputs(type(metric)) <= _INPUTS_IN_IMAGE
     }
     return MetricCollection(metrics, compute_groups=False)
 
@@ -70,13 +76,17 @@ def _find_class(file: Path, content: dict[str, Any]) -> type[Metric]:
         raise UserError(
             f"{file}: {content['_target_']} must be a torchmetrics.Metric whose higher_is_better is True or False"
         )
-    unknown = inspect.signature(metric.update).parameters.keys() - {"self", *_INPUTS}
+    unknown = _get_inputs(metric) - _INPUTS
     if unknown:
         raise UserError(
             f"{file}: update of {content['_target_']} asks for {', '.join(sorted(unknown))}, but there are "
             f"{', '.join(sorted(_INPUTS))}"
         )
     return metric
+
+
+def _get_inputs(metric: type[Metric]) -> set[str]:
+    return set(inspect.signature(metric.update).parameters) - {"self"}
 
 
 def _make_metric(file: Path) -> Metric:

@@ -141,6 +141,8 @@ def _format_retrained(metrics: Mapping[str, float], *, metric: str, train_on_val
     """
     on_both = " on the training and validation splits, last checkpoint" if train_on_val else ""
     stage = "test" if "test/pa_mpjpe_mm" in metrics else "val"
+    if "test/keypoint_error_px" in metrics and stage == "val":
+        return f"retrained  {on_both}: test {metrics['test/keypoint_error_px']:.2f} px (2-D keypoints only)"
     if f"{stage}/pa_mpjpe_mm" not in metrics:
         return f"retrained  {on_both}: no errors, because the test split has no joints"
     value, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]

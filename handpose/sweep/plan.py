@@ -11,7 +11,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from handpose.budget import BudgetSettings
-from handpose.config import instantiate_key, override_key
+from handpose.config import compose, instantiate_key, override_key
 from handpose.errors import UserError
 from handpose.report.notify import Notifier
 from handpose.report.trial_table import TrialRow, TrialTable
@@ -300,7 +300,7 @@ def build_plan(task: SweepTask, *, data: DataSummary | None = None, measured_slo
     overrides, scheduler, searcher, num_points = check_search(
         config, sweep, space, task.overrides, first_space=first_space
     )
-    data = data or summarise_data(config)
+    data = data or summarise_data(compose("train", overrides))  # with the metric of the sweep
     check_fingerprint(task, data.fingerprint)
     if (slots := slots_here(sweep, cluster)) is not None:
         check_gpu_hours(budget.gpu_hours, slots)

@@ -124,8 +124,9 @@ def build_data(
     Raises:
         UserError: a constructor refuses a value.
     """
+    has_cache = "cache_folder" in list_parameters(config.data.source._target_)
     data = HandDataModule(
-        instantiate_key(config, "data.source"),
+        instantiate_key(config, "data.source", **({"cache_folder": config.paths.packed} if has_cache else {})),
         image_size=config.data.image_size,
         batch_size=config.data.batch_size,
         pack_folder=config.paths.packed,

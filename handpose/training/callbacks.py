@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from handpose import drawing, geometry
 from handpose.data.augment import to_view
 from handpose.data.sample import HandBatch
+from handpose.heatmaps import hide_unknown_depth
 from handpose.training.module import HandPose
 
 
@@ -148,10 +149,12 @@ def draw_prediction_pictures(module: HandPose, batch: HandBatch, *, num_hands: i
             _to_numpy(geometry.project(predicted_m, hands.intrinsics)),
             _to_numpy(geometry.project(hands.xyz_m, hands.intrinsics)),
         ),
-        "skeletons": drawing.draw_skeletons_3d(_to_numpy(predicted_m), _to_numpy(hands.xyz_m)),
     }
+    if hands.has_depth.all():
+        pictures["skeletons"] = drawing.draw_skeletons_3d(_to_numpy(predicted_m), _to_numpy(hands.xyz_m))
     u, v, depth = (_to_numpy(torch.softmax(axis[:num_hands].float(), dim=-1)) for axis in logits)
     truth = module.axes.encode(hands.xyz_m, hands.intrinsics, (images.shape[1], images.shape[2]))
+    truth = hide_unknown_depth(truth, hands.has_depth)
     trained = [module.axes.draw_heatmaps(truth[..., i], bins=axis.shape[-1]) for i, axis in enumerate(logits)]
     peaks = [float(axis.nan_to_num().max()) for axis in trained]
     return pictures | {"heatmaps": drawing.draw_heatmaps(images, u, v, depth, _to_numpy(truth), peak_values=peaks)}

@@ -114,7 +114,7 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
             raise UserError(_explain_missing_checkpoint(config, training))
         return RunResult(folders, training, None, {})
     load_weights(prepared.module, read_checkpoint(best), best)
-    if training.is_held_out:
+    if training.is_held_out and not prepared.data.splits.val.is_flat:
         _calibrate(config, prepared._replace(checkpoint=best), quiet=quiet)
     metrics = _test(config, prepared._replace(checkpoint=best), folders, quiet=quiet)
     _synchronize_processes()
@@ -230,7 +230,8 @@ def prepare_run(
         module.augment.check_files()
     data.setup(stage)
     data.check_shared_memory(num_processes=count_local_processes(config))
-    if weights is None:
+    _adapt_to_labels(config, module, data, stage)
+    if weights is None and not data.training_annotations.is_flat:
         training_m = torch.from_numpy(_require_xyz_m(data.training_annotations.xyz_m)).float()
         module.axes.fit(training_m, is_trained=initial is not None)
     if stage != "test":
@@ -240,6 +241,33 @@ def prepare_run(
         _warn_of_ignored_limits(config)
     _check_image_size(config, module, data.test_dataloader() if stage == "test" else data.train_dataloader())
     return PreparedRun(module, data, checkpoint)
+
+
+def _adapt_to_labels(
+    config: DictConfig, module: HandPose, data: HandDataModule, stage: Literal["fit", "test"] | None
+) -> None:
+    """Choose the metrics that the labels allow, and check that the configuration does not need others.
+
+    Raises:
+        UserError: the axes or the metric need joints in 3-D, but the data set has 2-D keypoints.
+    """
+    name, metric = data.source.name, config.checkpoints.metric
+    if isinstance(module.axes, CameraAxes) and any(
+        split.rays is not None for split in (data.splits.train, data.splits.val, data.splits.test)
+    ):
+        raise UserError(
+            f"data set {name} has hands of which only 2-D keypoints are known, but heatmap=camera_axes needs metres; "
+            "give heatmap=image_axes"
+        )
+    if not data.splits.val.is_flat or stage == "test":
+        return
+    module.measure_only_in_image()
+    measured = [str(key) for key in module.val_metrics.keys()]  # noqa: SIM118 (iterating does not give strings)
+    if metric not in measured:
+        raise UserError(
+            f"checkpoints.metric={metric} needs joints in 3-D, but the validation split of data set {name} has 2-D "
+            f"keypoints; give checkpoints.metric={' or '.join(measured)} (for a sweep, sweep.metric)"
+        )
 
 
 def _check_limits(config: DictConfig, data: HandDataModule) -> None:
@@ -352,7 +380,7 @@ def _fit(
     saved, splits = _find_checkpoint_callback(trainer), prepared.data.splits
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if not config.train_on_val:
-        metrics |= _compute_baseline(_require_xyz_m(splits.train.xyz_m), splits.val.xyz_m)
+        metrics |= _compute_baseline(splits.train.xyz_m, splits.val.xyz_m)
     return TrainingResult(
         metrics=metrics,
         # With several processes, the paths of the first one, whose files exist.
@@ -426,9 +454,10 @@ def write_test_results(
 
 @rank_zero_only
 def _write_predictions(folder: Path, data: HandDataModule, predicted: SplitPredictions, record: dict[str, Any]) -> None:
-    write_course(folder / "test_preds.json.gz", predicted.xyz_m)
-    write_official(folder / "pred.zip", predicted.xyz_m)
-    write_expected_errors(folder / EXPECTED_ERRORS_FILE, predicted.error_m)
+    if not data.splits.test.is_flat:  # without a camera, predictions in metres would have no meaning
+        write_course(folder / "test_preds.json.gz", predicted.xyz_m)
+        write_official(folder / "pred.zip", predicted.xyz_m)
+        write_expected_errors(folder / EXPECTED_ERRORS_FILE, predicted.error_m)
     write_hand_pictures(folder, data.test_dataloader().dataset, predicted)  # type: ignore[arg-type]
     write_json(folder / "metrics.json", record, indent=2)
 
@@ -484,14 +513,17 @@ def _predict(
 def _compute_test_metrics(prepared: PreparedRun, predicted_m: np.ndarray) -> dict[str, float]:
     data, axes = prepared.data, prepared.module.axes
     tested: Any = data.test_dataloader().dataset
-    truth = tested.annotations.xyz_m
+    truth, camera = tested.annotations.xyz_m, tested.intrinsics.numpy()
+    if tested.annotations.is_flat:
+        errors = compute_errors(predicted_m, tested.annotations.rays, camera, only_in_image=True)
+        return {f"test/{name}": value for name, value in errors.items()}
     if truth is None:
         return {}
-    measured = compute_errors(predicted_m, truth, tested.intrinsics.numpy())
+    measured = compute_errors(predicted_m, truth, camera)
     measured["pa_mpjpe_official_mm"] = compute_official_pa_mpjpe_mm(predicted_m, truth)
     if isinstance(axes, ImageAxes) and not data.splits.test.is_scale_given:
         measured["rr_mpjpe_true_size_mm"] = compute_true_size_rr_mpjpe_mm(predicted_m, truth, axes.scale_m.item())
-    baseline = _compute_baseline(_require_xyz_m(data.training_annotations.xyz_m), truth)
+    baseline = _compute_baseline(data.training_annotations.xyz_m, truth)
     return {f"test/{name}": value for name, value in measured.items()} | baseline
 
 
@@ -501,12 +533,14 @@ def describe_hand_size(prepared: PreparedRun, split: Annotations) -> str:
         return "as predicted, in millimetres of the camera frame"
     if split.is_scale_given and split.scale_m is not None:
         return "given: the length of the reference bone of each hand, from the data set's scale file"
+    if split.is_flat:
+        return "not predicted: the split has 2-D keypoints only"
     length_mm = 1000.0 * prepared.module.axes.scale_m.item()
     return f"assumed: the mean length of the reference bone in training, {length_mm:.1f} mm (there is no scale file)"
 
 
-def _compute_baseline(train_xyz_m: np.ndarray, xyz_m: np.ndarray | None) -> dict[str, float]:
-    if xyz_m is None:
+def _compute_baseline(train_xyz_m: np.ndarray | None, xyz_m: np.ndarray | None) -> dict[str, float]:
+    if train_xyz_m is None or xyz_m is None:
         return {}
     return {f"baseline/{name}": value for name, value in compute_mean_pose_errors(train_xyz_m, xyz_m).items()}
 

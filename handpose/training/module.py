@@ -15,7 +15,7 @@ from handpose import geometry
 from handpose.data.augment import Augmentation, View, to_view
 from handpose.data.random_draws import BatchShare
 from handpose.data.sample import HandBatch
-from handpose.heatmaps import Axes, AxisLogits, HeatmapTruth, JointPrediction, compute_variances
+from handpose.heatmaps import Axes, AxisLogits, HeatmapTruth, JointPrediction, compute_variances, hide_unknown_depth
 from handpose.metrics.validation import make_metrics
 from handpose.training.calibration import Calibration
 
@@ -72,6 +72,10 @@ class HandPose(pl.LightningModule):
         self.calibration = Calibration()
         self.val_metrics = make_metrics(prefix="val/")
 
+    def measure_only_in_image(self) -> None:
+        """Validate with the metrics that need only 2-D keypoints, for a validation split without depth."""
+        self.val_metrics = make_metrics(prefix="val/", only_in_image=True)
+
     def forward(self, view: View) -> AxisLogits:
         return self.net(view.image.to(next(self.net.parameters()).dtype))  # 64 bits with trainer.precision=64-true
 
@@ -111,6 +115,7 @@ class HandPose(pl.LightningModule):
     def training_step(self, batch: HandBatch, batch_idx: int) -> Tensor:
         view = self.augment(batch, self._make_generator(), BatchShare.for_this_process())
         coordinates = self.axes.encode(view.xyz_m, view.intrinsics, view.size)  # (B, K, 3)
+        coordinates = hide_unknown_depth(coordinates, batch.has_depth)
         truth = HeatmapTruth(coordinates, view.xyz_m, view.intrinsics, view.size)
         terms = self.loss(self(view), truth, self.axes)
         values = torch.stack(list(terms.values()))

@@ -115,6 +115,11 @@ def _format_metrics(
     image_size: int | None,
     uses_given_hand_size: bool = False,
 ) -> str:
+    if f"{stage}/pa_mpjpe_mm" not in metrics and f"{stage}/keypoint_error_px" in metrics:
+        error_px = metrics[f"{stage}/keypoint_error_px"]
+        return (
+            f"{title:<11} {error_px:.2f} px in images of {image_size} px (2-D keypoints only){_others(stage, metrics)}"
+        )
     if f"{stage}/pa_mpjpe_mm" not in metrics:
         reason = (
             "predictions without errors, because this split has no joints"
@@ -122,10 +127,11 @@ def _format_metrics(
             else "none: the training ended before its first validation"
         )
         return f"{title:<11} {reason}"
-    pa, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics["baseline/pa_mpjpe_mm"]
+    pa, mean_pose = metrics[f"{stage}/pa_mpjpe_mm"], metrics.get("baseline/pa_mpjpe_mm")
+    baseline = "" if mean_pose is None else f" (mean pose {mean_pose:.2f}, ratio {pa / mean_pose:.2f})"
     which = "with the given hand size " if uses_given_hand_size else ""
     return (
-        f"{title:<11} PA-MPJPE {pa:.2f} mm without reflection (mean pose {mean_pose:.2f}, ratio {pa / mean_pose:.2f}), "
+        f"{title:<11} PA-MPJPE {pa:.2f} mm without reflection{baseline}, "
         f"root-relative at {JOINT_NAMES[ROOT]} {which}{metrics[f'{stage}/rr_mpjpe_mm']:.2f} mm, "
         f"{metrics[f'{stage}/keypoint_error_px']:.2f} px in images of {image_size} px, "
         f"AUC {metrics[f'{stage}/pck_auc']:.3f}{_others(stage, metrics)}"

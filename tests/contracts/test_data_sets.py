@@ -10,12 +10,33 @@ from handpose import geometry
 from handpose.config import compose, quote_override
 from handpose.training.build import build_data
 from tests.builders import write_course, write_freihand
+from tests.data.layouts import write_coco_wholebody, write_dexycb, write_ho3d, write_interhand
 
-EXAMPLES = {"freihand": write_freihand, "freihand_course": write_course, "synthetic": None}
+
+def write_mix(root: Path) -> None:
+    write_freihand(root / "FreiHAND_pub_v2")
+    write_ho3d(root / "HO3D_v3")
+
+
+EXAMPLES = {
+    "coco_wholebody": write_coco_wholebody,
+    "dexycb": write_dexycb,
+    "freihand": write_freihand,
+    "freihand_course": write_course,
+    "ho3d": write_ho3d,
+    "interhand": write_interhand,
+    "mix": write_mix,
+    "synthetic": None,
+}
 """Layouts of which the tests write an example; the synthetic set draws itself."""
 
 SMALL = {
+    "coco_wholebody": ["data.source.val_fraction=0.25", "data.image_size=64"],
+    "dexycb": ["data.image_size=64"],
     "freihand": ["data.source.num_blocks=1"],
+    "ho3d": ["data.source.val_fraction=0.25", "data.image_size=64"],
+    "interhand": ["data.image_size=64"],
+    "mix": ["data.source.parts={freihand: {num_blocks: 1}, ho3d: {weight: 3}}", "data.image_size=64"],
     "synthetic": [
         *("data.source.num_train=12", "data.source.num_eval=3", "data.source.num_blocks=1"),
         "data.source.num_workers=1",
@@ -49,6 +70,10 @@ def test_its_splits_have_pictures_and_labels_of_one_number(data):
 
 def test_training_and_validation_have_joints_in_metres_before_the_camera(data):
     for split in (data.splits.train, data.splits.val):
+        if split.is_flat:
+            assert split.rays.shape == (len(split), 21, 3)
+            assert (np.nan_to_num(split.rays[..., 2], nan=1.0) == 1.0).all()
+            continue
         assert np.isfinite(split.xyz_m).all()
         assert (split.xyz_m[..., 2] > 0).all()
         assert 0.005 < np.median(geometry.compute_bone_lengths(torch.from_numpy(split.xyz_m))) < 0.2

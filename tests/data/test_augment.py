@@ -65,6 +65,7 @@ def hand_batch(seed=0):
         scale_m=torch.full((8,), 0.04),
         position=torch.arange(8),
         mask=(255 * (torch.rand(8, 1, *SIZE, generator=generator) < 0.5)).to(torch.uint8),
+        has_depth=torch.ones(8, dtype=torch.bool),
     )
 
 

@@ -47,7 +47,8 @@ def test_a_batch_holds_the_images_and_labels_of_its_index(root, split):
     annotations = getattr(data.splits, split)
     batches = list(getattr(data, f"{split}_dataloader")())
     for batch in batches:
-        for image, intrinsics, xyz_m, scale_m, index, mask in zip(*batch, strict=True):
+        for image, intrinsics, xyz_m, scale_m, index, mask, has_depth in zip(*batch, strict=True):
+            assert has_depth
             assert mask.shape == (0, 32, 32)
             expected = read_with_pillow(annotations.files[index])
             assert (image.int() - expected.int()).abs().max() <= 1

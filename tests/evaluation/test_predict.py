@@ -27,6 +27,7 @@ def test_a_prediction_stands_beside_its_place_in_the_split():
         "scale_m": torch.full((4,), torch.nan),
         "position": torch.tensor([7, 3, 5, 1]),
         "mask": torch.empty(4, 0, SIZE, SIZE, dtype=torch.uint8),
+        "has_depth": torch.ones(4, dtype=torch.bool),
     }
     batch = HandBatch(*(fields[name] for name in HandBatch._fields))
     views = Views(num_rotations=3, rotation_deg=90.0, mirror=True, scales=[1.0], crop=None)

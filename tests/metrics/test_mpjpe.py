@@ -122,3 +122,15 @@ def test_keypoint_error_by_hand() -> None:
     predicted = target.clone()
     predicted[0] = torch.tensor([3.0, 4.0])
     assert compute_value(KeypointErrorPx(), predicted, target) == 2.5
+
+
+def test_keypoints_without_a_label_are_left_out_of_the_pixel_error():
+    target = torch.zeros(3, 21, 2)
+    predicted = target + torch.tensor([3.0, 4.0])
+    target[0, :20] = torch.nan  # one label is left, whose error is 5 px
+    predicted[1] *= 2.0
+    target[2] = torch.nan  # no label: the image does not count
+    assert compute_value(KeypointErrorPx(), predicted, target) == pytest.approx((5 + 10) / 2)
+    assert compute_value(KeypointErrorPx(), predicted, target, [1, 2]) == pytest.approx((5 + 10) / 2)
+    predicted[0, 20] = torch.nan
+    assert np.isnan(compute_value(KeypointErrorPx(), predicted, target))

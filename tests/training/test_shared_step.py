@@ -25,7 +25,8 @@ def make_hands():
     intrinsics = torch.tensor([[200.0, 0, 31.5], [0, 200.0, 31.5], [0, 0, 1]]).double()
     image = torch.randint(0, 256, (16, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     mask = torch.zeros(16, 1, SIZE, SIZE, dtype=torch.uint8)
-    return HandBatch(image, intrinsics.repeat(16, 1, 1), xyz_m, torch.full((16,), 0.03), torch.arange(16), mask)
+    scale_m, has_depth = torch.full((16,), 0.03), torch.ones(16, dtype=torch.bool)
+    return HandBatch(image, intrinsics.repeat(16, 1, 1), xyz_m, scale_m, torch.arange(16), mask, has_depth)
 
 
 def run_step(root, share):

@@ -311,6 +311,7 @@ def make_random_hands(batch_size: int, image_size: int) -> HandBatch:
         scale_m=torch.full((batch_size,), 0.03),
         position=torch.arange(batch_size),
         mask=torch.zeros(batch_size, 1, image_size, image_size, dtype=torch.uint8),
+        has_depth=torch.ones(batch_size, dtype=torch.bool),
     )
 
 

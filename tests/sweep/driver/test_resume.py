@@ -22,10 +22,11 @@ from handpose.sweep.driver.resume import (
     read_recorded_budget,
     save_budgets,
 )
-from handpose.sweep.plan import build_plan
+from handpose.sweep.plan import SweepPlan, build_plan
 from handpose.sweep.storage.folder_sync import FolderSync
 from handpose.sweep.storage.object_store import ObjectStore
 from handpose.yaml_files import write_yaml
+from tests.data.layouts import write_coco_wholebody
 
 
 @pytest.fixture
@@ -116,6 +117,21 @@ def test_a_metric_that_cannot_rule_a_sweep_is_refused_before_any_work(
     space = write_space("optimizer.lr: interval(0.1, 0.2)")
     with pytest.raises(UserError, match=reason):
         build_plan(SweepTask(config, overrides, list_location_overrides(config), {}, space))
+
+
+def test_data_with_2d_keypoints_can_be_swept_by_their_error_in_pixels(tmp_path, write_space):
+    root = write_coco_wholebody(tmp_path / "coco")
+    data = ["data=coco_wholebody", f"data.root={root}", "data.source.val_fraction=0.25", "data.image_size=64"]
+    overrides = [*data, "data.batch_size=2", "model.encoder.name=test_efficientnet", f"paths.output={tmp_path}"]
+    space = write_space("optimizer.lr: interval(0.1, 0.2)")
+
+    def plan(*more: str) -> SweepPlan:
+        config = compose("tune", [*overrides, *more])
+        return build_plan(SweepTask(config, [*overrides, *more], list_location_overrides(config), {}, space))
+
+    with pytest.raises(UserError, match=r"val/pa_mpjpe_mm needs joints in 3-D"):
+        plan()
+    assert plan("sweep.metric=val/keypoint_error_px").data.size.num_train == 6
 
 
 def test_a_deadline_in_the_past_is_refused_before_any_work(tmp_path, write_space, monkeypatch):
