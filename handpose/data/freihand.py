@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handpose.data.sample import Annotations, ImageFiles, Splits
-from handpose.errors import UserError
+from handpose.data.splitting import choose_groups
+from handpose.errors import UserError, join_lines
 from handpose.skeleton import NUM_JOINTS, REFERENCE_BONE
 
 URL = "https://lmb.informatik.uni-freiburg.de/projects/freihand"
@@ -38,9 +39,11 @@ class FreiHand:
         root: folder of the data set, always data.root.
         val_fraction: fraction of the training poses that is held out for validation.
         split: what is held out; blocks: runs of neighbouring frames, since the frames are video and neighbours look
-            alike; random: single poses.
+            alike; group: whole groups of the file `groups`; random: single poses.
         num_blocks: number of runs of held-out poses, with split=blocks.
-        split_seed: seed that places the blocks or draws the poses.
+        split_seed: seed that places the blocks, or draws the groups or poses.
+        groups: with split=group, a text file with a line for each training pose: the name of its group, such as a
+            person or a sequence. A relative path starts from data.root.
     """
 
     name: ClassVar[str] = "freihand"
@@ -48,9 +51,10 @@ class FreiHand:
     root: str
     _: KW_ONLY
     val_fraction: float
-    split: Literal["blocks", "random"]
+    split: Literal["blocks", "group", "random"]
     num_blocks: int
     split_seed: int
+    groups: str | None = None
 
     def splits(self) -> Splits:
         """Read the annotations and list the images. No image is opened.
@@ -66,18 +70,60 @@ class FreiHand:
         num_poses = int(training.pose.max()) + 1
         masks = root / "training/mask"
         training = replace(training, masks=masks if masks.is_dir() else None)
-        in_val = choose_validation_poses(
-            num_poses,
-            val_fraction=self.val_fraction,
-            split=self.split,
-            num_blocks=self.num_blocks,
-            split_seed=self.split_seed,
-        )[training.pose]
+        in_val = self._choose_validation_poses(root, num_poses)[training.pose]
         return Splits(
             train=training.select(np.flatnonzero(~in_val)),
             val=training.select(np.flatnonzero(in_val)),
             test=replace(test, pose=test.pose + num_poses),
         )
+
+    def _choose_validation_poses(self, root: Path, num_poses: int) -> NDArray[np.bool_]:
+        if (self.split == "group") != (self.groups is not None):
+            raise UserError(
+                f"data.source.split={self.split} and data.source.groups={self.groups} do not fit together; give both "
+                "split=group and the file of the groups, or neither"
+            )
+        if self.groups is not None:
+            return choose_groups(
+                read_groups(root / Path(self.groups).expanduser(), num_poses),
+                val_fraction=self.val_fraction,
+                split_seed=self.split_seed,
+                what=f"groups of {self.groups}",
+            )
+        assert self.split != "group"
+        return choose_validation_poses(
+            num_poses,
+            val_fraction=self.val_fraction,
+            split=self.split,
+            num_blocks=self.num_blocks,
+            split_seed=self.split_seed,
+        )
+
+
+def read_groups(path: Path, num_poses: int) -> NDArray[np.str_]:
+    """Read the group of each pose: a text file with a name in each line.
+
+    Args:
+        path: the file.
+        num_poses: number of poses.
+
+    Returns:
+        (num_poses,) names.
+
+    Raises:
+        UserError: the file is missing, is not text, has an empty line or another number of lines.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.source.groups={path} cannot be read as text ({join_lines(error)})") from error
+    if len(lines) != num_poses or not all(lines):
+        empty = f", and line {lines.index('') + 1} is empty" if "" in lines else ""
+        raise UserError(
+            f"{path} has {len(lines)} lines for {num_poses} training poses{empty}; it needs the name of a group in one "
+            "line for each pose"
+        )
+    return np.array(lines, dtype=np.str_)
 
 
 def choose_validation_poses(

@@ -90,6 +90,44 @@ def test_the_seed_decides_the_split(split):
     assert chosen(1) != chosen(2)
 
 
+def write_groups(root, names):
+    (root / "persons.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+def test_whole_groups_are_held_out(tmp_path):
+    root = write_freihand(tmp_path / "set", num_poses=12, variants=4)
+    names = ["Anna", "Bela", "Anna", "Ciro"] * 3
+    write_groups(root, names)
+    splits = read(root, split="group", groups="persons.txt", val_fraction=0.25)
+    held_out = {names[pose] for pose in splits.val.pose}
+    assert held_out in ({"Bela"}, {"Ciro"})  # a quarter of the poses each
+    assert {names[pose] for pose in splits.train.pose} == {"Anna", "Bela", "Ciro"} - held_out
+    others = [read(root, split="group", groups=str(root / "persons.txt"), split_seed=seed) for seed in range(8)]
+    assert len({tuple(np.unique(each.val.pose)) for each in others}) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "message"),
+    [
+        (
+            {"split": "group"},
+            ["a"] * 12,
+            r"data\.source\.split=group and data\.source\.groups=None do not fit together",
+        ),
+        ({"groups": "persons.txt"}, ["a"] * 12, r"split=blocks and data\.source\.groups=persons\.txt do not fit"),
+        ({"split": "group", "groups": "nobody.txt"}, [], r"data\.source\.groups=.*nobody\.txt cannot be read as text"),
+        ({"split": "group", "groups": "persons.txt"}, ["a"] * 11, r"persons\.txt has 11 lines for 12 training poses"),
+        ({"split": "group", "groups": "persons.txt"}, ["a", "", *"b" * 10], r"and line 2 is empty"),
+        ({"split": "group", "groups": "persons.txt"}, ["a"] * 12, r"cannot be held out of 1 groups of persons\.txt"),
+    ],
+)
+def test_groups_that_cannot_be_held_out_are_refused(tmp_path, options, names, message):
+    root = write_freihand(tmp_path / "set", num_poses=12, variants=1)
+    write_groups(root, names)
+    with pytest.raises(UserError, match=message):
+        read(root, **options)
+
+
 def test_an_evaluation_without_joints_keeps_its_scale(tmp_path):
     root = write_freihand(tmp_path / "set")
     (root / "evaluation_xyz.json").unlink()
