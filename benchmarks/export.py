@@ -60,7 +60,7 @@ def measure_checkpoint(checkpoint: Path, overrides: Sequence[str], *, rounds: in
     data = read_data(checkpoint, side, overrides)
     splits = {split: read_pictures(data, split) for split in ("val", "test")}
     files = name_files(folder / "hand.onnx", PRECISIONS)
-    export_onnx(network, files["fp32"], side=side)
+    export_onnx(network.module, files["fp32"], side=side)
     for precision in PRECISIONS[1:]:
         write_precision(files["fp32"], files[precision], precision, calibration=splits["val"].choose_calibration())
     images = splits["val"].images

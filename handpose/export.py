@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compared = _read_test_images(data)
             pictures = read_pictures(data, "val") if others else Pictures(compared, None, "")
         reference = files.get("fp32", Path(scratch) / "hand.onnx")
-        graph = export_onnx(network, reference, side=side)
+        graph = export_onnx(network.module, reference, side=side)
         comparison = compare_with_pytorch(graph, reference, compared)
         print(_format_summary(graph, reference, comparison, len(compared)))
         if not max(comparison.max_difference.values()) <= TOLERANCE:  # also true for NaN

@@ -27,7 +27,7 @@ UNUSABLE = PrecisionResult("fp16", 1.0, 1.0, {"uv_px": float("nan")}, float("nan
 def exported(checkpoint, tmp_path_factory):
     """The network, its file, and what was written."""
     network, path = read_network(checkpoint), tmp_path_factory.mktemp("onnx") / "hand.onnx"
-    return network, path, export_onnx(network, path, side=SIDE)
+    return network, path, export_onnx(network.module, path, side=SIDE)
 
 
 def pictures(num):
@@ -76,7 +76,7 @@ def in_a_folder(exported, tmp_path, monkeypatch):
     """An empty folder; the program gets the file that has been written, since writing takes seconds."""
     _, written, graph = exported
 
-    def copied(network, path, *, side):
+    def copied(module, path, *, side):
         path.write_bytes(written.read_bytes())
         return graph
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handpose.evaluation.trained_network import TrainedNetwork
+from handpose.evaluation.ensemble import Ensemble
 from handpose.files import to_json, write_atomically
 from handpose.heatmaps import Axes, ImageAxes
 from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
@@ -28,11 +28,11 @@ _STACK_TRACE = "pkg.torch.onnx.stack_trace"
 class OnnxGraph(nn.Module):
     """The exported graph: uint8 images (B, 3, H, W) -> the outputs in `names`."""
 
-    def __init__(self, network: TrainedNetwork) -> None:
+    def __init__(self, module: HandPose | Ensemble) -> None:
         super().__init__()
-        assert isinstance(network.module, HandPose), "an ensemble has no single graph"
-        self.net = network.module.net
-        self.axes = network.module.axes
+        assert isinstance(module, HandPose), "an ensemble has no single graph"
+        self.net = module.net
+        self.axes = module.axes
         self.names = ("uv_px", "relative_depth") if isinstance(self.axes, ImageAxes) else ("xyz_mm",)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -45,18 +45,18 @@ class OnnxGraph(nn.Module):
         return uv, depth - depth[:, ROOT, None]
 
 
-def export_onnx(network: TrainedNetwork, path: Path, *, side: int) -> OnnxGraph:
+def export_onnx(module: HandPose | Ensemble, path: Path, *, side: int) -> OnnxGraph:
     """Write the network as ONNX.
 
     Args:
-        network: the network.
+        module: the trained network, on the CPU. Its parameters will need no gradient any more.
         path: the file to write.
         side: side of the input images in pixels. The batch size is free.
 
     Returns:
         The exported graph.
     """
-    graph = OnnxGraph(network).eval().requires_grad_(False)
+    graph = OnnxGraph(module).eval().requires_grad_(False)
     example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
     with suppress_library_output():
         program = torch.export.export(graph, (example,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
@@ -69,7 +69,7 @@ def export_onnx(network: TrainedNetwork, path: Path, *, side: int) -> OnnxGraph:
             verbose=False,
         )
     assert exported is not None, "torch returns a program where it is not told to write a file"
-    exported.model.metadata_props.update(build_metadata(network, side))
+    exported.model.metadata_props.update(build_metadata(module.axes, side))
     for node in exported.model.graph:
         node.metadata_props.pop(_STACK_TRACE, None)
     with write_atomically(path) as part:
@@ -78,14 +78,13 @@ def export_onnx(network: TrainedNetwork, path: Path, *, side: int) -> OnnxGraph:
     return graph
 
 
-def build_metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
+def build_metadata(axes: Axes, side: int) -> dict[str, str]:
     """Build the metadata that a program needs to use the file: text, with numbers as JSON."""
     metadata = {
         "input": f"image: uint8, (batch, 3, {side}, {side}), RGB, as decoded",
         "joints": json.dumps(JOINT_NAMES),
         "root": JOINT_NAMES[ROOT],
     }
-    axes = network.module.axes
     if not isinstance(axes, ImageAxes):
         return metadata | {"output": "xyz_mm: joints in the frame of the camera that the network was trained with, mm"}
     return metadata | {

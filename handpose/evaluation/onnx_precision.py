@@ -6,8 +6,10 @@ read-out stays in single precision.
 """
 
 import ast
+import copy
 import logging
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,10 +24,11 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from handpose.data.sample import HandBatch
-from handpose.evaluation.onnx_graph import decode_outputs, open_session
+from handpose.evaluation.onnx_graph import decode_outputs, export_onnx, open_session
 from handpose.evaluation.predict import compute_errors
 from handpose.files import write_atomically
 from handpose.heatmaps import Axes
+from handpose.training.module import HandPose
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -36,6 +39,7 @@ _WARM_UP = 5
 _TIMED_RUNS = (20, 1000)
 _TIMED_S = 3.0
 """How long the files are timed together, within the limits on the runs of each."""
+_LATENCY_S = 0.5
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _READ_OUT_STARTS = ("Softmax", "ReduceLogSumExp")
@@ -194,6 +198,27 @@ def measure_precisions(
     return results
 
 
+def measure_exported_latency_ms(module: HandPose, images: NDArray[np.uint8], precision: Precision) -> float:
+    """Export a network, and measure the time of one image with ONNX Runtime on the CPU, in milliseconds.
+
+    Other work on the machine only adds to a time, so the minimum counts.
+
+    Args:
+        module: the network, on the CPU. A copy of it is exported.
+        images: (N, 3, H, W) pictures; they also calibrate int8. They need not be photographs, because the time does not
+            depend on what they show.
+        precision: precision of the exported file.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        fp32 = file = Path(name) / "fp32.onnx"
+        export_onnx(copy.deepcopy(module), fp32, side=images.shape[-1])
+        if precision != "fp32":
+            file = Path(name) / f"{precision}.onnx"
+            write_precision(fp32, file, precision, calibration=images)
+        (seconds,) = _time_single_images([file], images, limit_s=_LATENCY_S)
+    return 1000.0 * min(seconds)
+
+
 def compute_split_error_mm(path: Path, axes: Axes, hands: HandBatch) -> float:
     """Compute the PA-MPJPE in mm of a file on labelled hands.
 
@@ -212,18 +237,23 @@ def measure_images_per_s(files: Sequence[Path], images: NDArray[np.uint8]) -> li
         files: ONNX files.
         images: (N, 3, H, W) pictures.
     """
+    return [1.0 / statistics.median(seconds) for seconds in _time_single_images(files, images, limit_s=_TIMED_S)]
+
+
+def _time_single_images(files: Sequence[Path], images: NDArray[np.uint8], *, limit_s: float) -> list[list[float]]:
+    """Return the seconds of each run of single pictures after a warm-up, for each file. The files take turns."""
     sessions = [open_session(path) for path in files]
     seconds: list[list[float]] = [[] for _ in sessions]
     (least, most), began = _TIMED_RUNS, time.perf_counter()
     for run in range(_WARM_UP + most):
-        if run >= _WARM_UP + least and time.perf_counter() - began >= _TIMED_S:
+        if run >= _WARM_UP + least and time.perf_counter() - began >= limit_s:
             break
         picture = images[run % len(images), None]
         for session, times in zip(sessions, seconds, strict=True):
             started = time.perf_counter()
             session.run(None, {"image": picture})
             times.append(time.perf_counter() - started)
-    return [1.0 / statistics.median(times[_WARM_UP:]) for times in seconds]
+    return [times[_WARM_UP:] for times in seconds]
 
 
 def _run(path: Path, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

@@ -29,7 +29,7 @@ def written(request, write_checkpoint, images, tmp_path_factory):
             weights.mul_(0.2)
     folder = tmp_path_factory.mktemp("onnx")
     files = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "fp16", "int8")}
-    export_onnx(network, files["fp32"], side=SIDE)
+    export_onnx(network.module, files["fp32"], side=SIDE)
     for precision in ("fp16", "int8"):
         write_precision(files["fp32"], files[precision], precision, calibration=images)
     return network, files
