@@ -13,7 +13,7 @@ import torch
 from handpose.files import write_json
 from handpose.resources import count_cores, measure_memory
 
-_PACKAGES = ("ray", "torch", "pytorch-lightning", "optuna")
+_PACKAGES = ("ray", "torch", "pytorch-lightning", "optuna", "onnxruntime")
 
 
 def describe_machine() -> dict[str, Any]:

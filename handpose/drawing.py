@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.transforms import Bbox, TransformedBbox
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from handpose.skeleton import BONES, FINGERS, JOINT_NAMES, ROOT
 
@@ -225,6 +225,30 @@ def draw_over_photograph(photograph: PixelArray, uv: FloatArray, radii_px: Float
         _draw_circles(axes, box, uv + 0.5, radii_px)
     _draw_skeleton(axes, box, uv + 0.5)
     return _render(axes)
+
+
+def draw_over_frame(frame: Image.Image, uv: FloatArray, radii_px: FloatArray | None = None) -> PixelArray:
+    """Draw a predicted skeleton over a frame of a video, like `draw_over_photograph` but in a few milliseconds.
+
+    A skeleton with a coordinate that is not finite is left out.
+
+    Args:
+        frame: the RGB picture.
+        uv: (K, 2) joints in its pixels.
+        radii_px: (K,) expected errors in its pixels, drawn as circles; NaN: no circle.
+    """
+    drawn = frame.copy()
+    if not np.isfinite(uv).all():
+        return np.asarray(drawn)
+    pen, width = ImageDraw.Draw(drawn), max(1, round(max(frame.size) / 200))
+    for low, high in BONES:
+        for colour, extra in (("black", 2), (JOINT_COLOURS[high], 0)):
+            pen.line([tuple(uv[low]), tuple(uv[high])], fill=colour, width=width + extra)
+    for joint, (x, y) in enumerate(uv):
+        pen.circle((x, y), width + 1, fill=JOINT_COLOURS[joint], outline="black")
+        if radii_px is not None and np.isfinite(radii_px[joint]):
+            pen.circle((x, y), radii_px[joint], outline=JOINT_COLOURS[joint])
+    return np.asarray(drawn)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`python -m handpose.export`: write a checkpoint as ONNX, and compare it with PyTorch on images.
+"""`python -m handpose.export`: write a checkpoint as ONNX in one or several precisions, and compare them.
 
 The graph takes decoded images (uint8, RGB, channels first), so that scaling and normalisation cannot be forgotten. It
 returns pixels and relative depth. Converting these to metres needs the camera: `handpose.geometry` has the closed form,
@@ -6,86 +6,76 @@ and the file's metadata contain its parameters.
 """
 
 import argparse
-import json
+import math
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from handpose.config import compose, use_given_extensions
+from handpose.data.datamodule import HandDataModule
 from handpose.data.sample import HandBatch
 from handpose.errors import UserError
+from handpose.evaluation.onnx_graph import OPSET, OnnxGraph, export_onnx, open_session
+from handpose.evaluation.onnx_precision import (
+    PRECISIONS,
+    Precision,
+    PrecisionResult,
+    measure_precisions,
+    write_precision,
+)
 from handpose.evaluation.photographs import (
     find_photographs,
     make_whole_view_intrinsics,
     read_photograph,
     warp_photograph,
 )
-from handpose.evaluation.trained_network import TrainedNetwork, list_data_overrides, read_network
-from handpose.files import check_output_file, to_json, write_atomically
-from handpose.heatmaps import ImageAxes
+from handpose.evaluation.trained_network import list_data_overrides, read_network
+from handpose.files import check_output_file
+from handpose.heatmaps import Axes
 from handpose.program import exit_on_user_error, make_parser
-from handpose.skeleton import BONES, JOINT_NAMES, REFERENCE_BONE, ROOT
 from handpose.training.build import build_data
 from handpose.training.checkpoints import read_checkpoint
-from handpose.training.module import HandPose
-from handpose.training.trainer import suppress_library_output
 from handpose.utf8 import use_utf8
 
-OPSET = 20
-"""The ONNX opset: the newest that torch 2.15 exports by default, and that runtimes since 2024 can read."""
-
 TOLERANCE = 1e-3
-"""Largest difference from PyTorch, in pixels, reference bones or millimetres."""
+"""Largest difference of fp32 from PyTorch, in pixels, reference bones or millimetres."""
 
-_NUM_IMAGES = 64
+_NUM_IMAGES = 64  # for the comparison with PyTorch
+_NUM_CALIBRATION = 256
+_NUM_LABELLED = 1000
 _NUM_TIMED_RUNS = 50
+_SAME_SPEED = 1.05  # runs of the same file differ by a few per cent
 
 _DESCRIPTION = """\
 Write the network of a checkpoint as an ONNX file. Then compare the outputs of ONNX and PyTorch on the pictures of a
 folder, or on the test split of the checkpoint's data set.
 
   python -m handpose.export --checkpoint FILE --output hand.onnx --images FOLDER
+  python -m handpose.export --checkpoint FILE --output hand.onnx --precision fp32 fp16 int8
 
   input   image: uint8 (batch, 3, side, side), RGB
   output  uv_px (batch, 21, 2): pixels of the input; the centres of pixels have integer coordinates.
           relative_depth (batch, 21): depth relative to the base of the middle finger, in lengths of its proximal bone.
           A network trained with heatmap=camera_axes has xyz_mm (batch, 21, 3) instead of both.
           The metadata of the file describe how a camera converts the outputs to metres.
+
+A single precision is written to the file of --output. Several are written to hand.onnx (fp32), hand_fp16.onnx and
+hand_int8.onnx. Then a table compares their size, speed and error on the validation split with those of fp32. With
+--images it has the largest difference from fp32 instead of the error. int8 is calibrated on pictures of the validation
+split or of the folder.
 """
 
 
-class OnnxGraph(nn.Module):
-    """The exported graph: uint8 images (B, 3, H, W) -> the outputs in `names`."""
-
-    def __init__(self, network: TrainedNetwork) -> None:
-        super().__init__()
-        assert isinstance(network.module, HandPose), "an ensemble has no single graph"
-        self.net = network.module.net
-        self.axes = network.module.axes
-        self.names = ("uv_px", "relative_depth") if isinstance(self.axes, ImageAxes) else ("xyz_mm",)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        coordinates = self.axes.read_out(self.net(image.float() / 255.0))  # (B, K, 3)
-        if not isinstance(self.axes, ImageAxes):
-            return (1000.0 * self.axes.low_m + coordinates * self.axes.extent,)
-        height, width = image.shape[-2:]
-        uv = torch.stack((coordinates[..., 0] * width - 0.5, coordinates[..., 1] * height - 0.5), dim=-1)
-        depth = (coordinates[..., 2] - 0.5) * 2.0 * self.axes.depth_range
-        return uv, depth - depth[:, ROOT, None]
-
-
 class OnnxComparison(NamedTuple):
-    """A comparison of the ONNX file with PyTorch.
+    """A comparison of the fp32 file with PyTorch.
 
     Attributes:
         max_difference: name of the output -> largest difference.
@@ -98,59 +88,6 @@ class OnnxComparison(NamedTuple):
     onnx_ms: float
 
 
-def export_onnx(network: TrainedNetwork, path: Path, *, side: int) -> OnnxGraph:
-    """Write the network as ONNX.
-
-    Args:
-        network: the network.
-        path: the file to write.
-        side: side of the input images in pixels. The batch size is free.
-
-    Returns:
-        The exported graph.
-    """
-    graph = OnnxGraph(network).eval().requires_grad_(False)
-    example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
-    with suppress_library_output():
-        program = torch.export.export(graph, (example,), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
-        exported = torch.onnx.export(
-            program,
-            input_names=["image"],
-            output_names=list(graph.names),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    assert exported is not None, "torch returns a program where it is not told to write a file"
-    exported.model.metadata_props.update(build_metadata(network, side))
-    with write_atomically(path) as part:
-        exported.save(part)
-        onnx.checker.check_model(part)
-    return graph
-
-
-def build_metadata(network: TrainedNetwork, side: int) -> dict[str, str]:
-    """Build the metadata that a program needs to use the file: text, with numbers as JSON."""
-    metadata = {
-        "input": f"image: uint8, (batch, 3, {side}, {side}), RGB, as decoded",
-        "joints": json.dumps(JOINT_NAMES),
-        "root": JOINT_NAMES[ROOT],
-    }
-    axes = network.module.axes
-    if not isinstance(axes, ImageAxes):
-        return metadata | {"output": "xyz_mm: joints in the frame of the camera that the network was trained with, mm"}
-    return metadata | {
-        "output": "uv_px: pixels of the input, centres at integers; relative_depth: depth minus the root's, in lengths "
-        f"of the reference bone, {JOINT_NAMES[REFERENCE_BONE[0]]} to {JOINT_NAMES[REFERENCE_BONE[1]]}",
-        "geometry": "with K of the input, rays (x, y, 1) = K^-1 (u, v, 1); Z = root_depth(rays, relative_depth, "
-        "bone_lengths), in closed form (handpose.geometry.solve_root_depth); joints = rays * (Z + relative_depth) * "
-        "scale, in the unit of scale, the length of the reference bone: scale_mm is its mean in the training set",
-        "bones": json.dumps(BONES),
-        "bone_lengths": to_json(axes.bone_lengths.tolist()),
-        "scale_mm": to_json(1000.0 * float(axes.scale_m)),
-    }
-
-
 def compare_with_pytorch(graph: OnnxGraph, path: Path, images: NDArray[np.uint8]) -> OnnxComparison:
     """Compare the ONNX file with PyTorch.
 
@@ -159,9 +96,7 @@ def compare_with_pytorch(graph: OnnxGraph, path: Path, images: NDArray[np.uint8]
         path: the ONNX file.
         images: (N, 3, H, W) images. They are run in one batch and one by one.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_session(path)
     max_difference = dict.fromkeys(graph.names, 0.0)
     with torch.no_grad():
         for batch in (images, *images[:, None]):
@@ -182,35 +117,128 @@ def _measure_median_ms(call: Callable[[], object]) -> float:
     return 1000.0 * statistics.median(times)
 
 
+class Pictures(NamedTuple):
+    """Pictures on which the precisions are calibrated and compared.
+
+    Attributes:
+        images: (N, 3, H, W) pictures.
+        hands: their labels, if they are known in three dimensions.
+        source: where they come from, in words.
+    """
+
+    images: NDArray[np.uint8]
+    hands: HandBatch | None
+    source: str
+
+    def choose_calibration(self) -> NDArray[np.uint8]:
+        """Choose the pictures that calibrate int8: all of them, or 256 that are spread evenly over more."""
+        return self.images[_spread(len(self.images), _NUM_CALIBRATION)]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        1 if the file differs from PyTorch, else 0. A mistake of the user exits with status 2.
+        1 if the fp32 file differs from PyTorch, or an output of another precision is not finite; else 0. A mistake of
+        the user exits with status 2.
     """
-    with exit_on_user_error():
+    with exit_on_user_error(), tempfile.TemporaryDirectory() as scratch:
         options = _parse_arguments(arguments)
-        if options.output.suffix != ".onnx":
-            raise UserError(f"--output {options.output} must end in .onnx")
-        check_output_file(options.output)
+        files = name_files(options.output, options.precision)
+        for file in files.values():
+            check_output_file(file)
         use_given_extensions(options.overrides)
         network = read_network(options.checkpoint)
         side = network.choose_input_size(options.image_size)
+        others = [precision for precision in files if precision != "fp32"]
         if options.images:
-            pictures = _read_folder_images(options.images, side)
+            pictures = _read_folder(options.images, side)
+            compared = pictures.images[:_NUM_IMAGES]
         else:
-            pictures = _read_test_images(options.checkpoint, side, options.overrides)
-        graph = export_onnx(network, options.output, side=side)
-        comparison = compare_with_pytorch(graph, options.output, pictures)
-        print(_format_summary(graph, options.output, comparison, len(pictures)))
+            data = read_data(options.checkpoint, side, options.overrides)
+            compared = _read_test_images(data)
+            pictures = read_pictures(data, "val") if others else Pictures(compared, None, "")
+        reference = files.get("fp32", Path(scratch) / "hand.onnx")
+        graph = export_onnx(network.module, reference, side=side)
+        comparison = compare_with_pytorch(graph, reference, compared)
+        print(_format_summary(graph, reference, comparison, len(compared)))
         if not max(comparison.max_difference.values()) <= TOLERANCE:  # also true for NaN
-            options.output.unlink()
+            reference.unlink()
             print(
-                f"error: ONNX differs from PyTorch by more than {TOLERANCE}, so {options.output} was removed",
+                f"error: ONNX differs from PyTorch by more than {TOLERANCE}, so {reference} was removed",
                 file=sys.stderr,
             )
             return 1
-    return 0
+        return _write_others(files, reference, network.module.axes, pictures) if others else 0
+
+
+def name_files(output: Path, precisions: Sequence[str]) -> dict[Precision, Path]:
+    """Name the file of each precision: `output` itself for fp32 and for a single precision, else hand_int8.onnx.
+
+    Raises:
+        UserError: a precision is unknown, or `output` does not end in .onnx.
+    """
+    if output.suffix != ".onnx":
+        raise UserError(f"--output {output} must end in .onnx")
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UserError(f"--precision {precision} is not known; give one or several of {', '.join(PRECISIONS)}")
+    chosen = [precision for precision in PRECISIONS if precision in precisions]
+    if len(chosen) == 1:
+        return {chosen[0]: output}
+    return {each: output if each == "fp32" else output.with_stem(f"{output.stem}_{each}") for each in chosen}
+
+
+def _write_others(files: Mapping[Precision, Path], reference: Path, axes: Axes, pictures: Pictures) -> int:
+    """Write all precisions but fp32, and print the table. Return the exit status."""
+    calibration = pictures.choose_calibration()
+    for precision, file in files.items():
+        if precision != "fp32":
+            write_precision(reference, file, precision, calibration=calibration)
+    compared: dict[Precision, Path] = {"fp32": reference, **files}
+    results = measure_precisions(compared, axes, pictures.images, hands=pictures.hands)
+    print(f"\n{format_table(results)}\n\n{_format_notes(results, pictures, len(calibration))}")
+    status = 0
+    for result in results:
+        if not result.is_finite:
+            files[result.precision].unlink()
+            print(
+                f"error: outputs of {result.precision} are not finite, so {files[result.precision]} was removed",
+                file=sys.stderr,
+            )
+            status = 1
+    return status
+
+
+def format_table(results: Sequence[PrecisionResult]) -> str:
+    """Format a row for each precision. fp32 comes first; gains and losses are relative to it."""
+    reference = results[0]
+    is_labelled = not math.isnan(reference.pa_mpjpe_mm)
+    head = f"{'precision':<10}{'MB':>8}{'images/s':>10}{'gain':>7}"
+    lines = [head + (f"{'PA-MPJPE mm':>13}{'lost mm':>9}" if is_labelled else "   largest difference from fp32")]
+    for each in results:
+        line = f"{each.precision:<10}{each.megabytes:8.2f}{each.images_per_s:10.1f}"
+        line += f"{each.images_per_s / reference.images_per_s:7.2f}"
+        if is_labelled:
+            line += f"{each.pa_mpjpe_mm:13.3f}{each.pa_mpjpe_mm - reference.pa_mpjpe_mm:9.3f}"
+        else:
+            line += "   " + ", ".join(f"{name} {value:.3g}" for name, value in each.max_difference.items())
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _format_notes(results: Sequence[PrecisionResult], pictures: Pictures, num_calibration: int) -> str:
+    rates = {result.precision: result.images_per_s for result in results}
+    notes = [
+        f"single pictures on {torch.get_num_threads()} CPU thread(s), medians of runs in turns; compared on "
+        f"{len(pictures.images)} pictures of {pictures.source}"
+    ]
+    if "int8" in rates:
+        notes.append(f"int8 was calibrated on {num_calibration} of these pictures")
+    for precision, rate in rates.items():
+        if precision != "fp32" and rate <= _SAME_SPEED * rates["fp32"]:
+            notes.append(f"{precision} is not faster than fp32 on this CPU")
+    return "\n".join(notes)
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -218,7 +246,17 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a training")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx", help="file to write")
     parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="pictures for the comparison; default: the test split"
+        "--precision",
+        nargs="+",
+        default=["fp32"],
+        metavar="PRECISION",
+        help="fp32, fp16 or int8, or several of them; default: fp32",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures for the comparison and for calibrating int8; default: those of the checkpoint's data set",
     )
     parser.add_argument("--image-size", type=int, metavar="PX", help="side of the input in pixels; default: as trained")
     parser.add_argument(
@@ -227,27 +265,50 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="override of the data set as for train.py, such as data.root=DIR",
     )
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    options.overrides += [item for item in options.precision if "=" in item]  # they may follow --precision
+    options.precision = [item for item in options.precision if "=" not in item]
+    return options
 
 
-def _read_folder_images(folder: Path, side: int) -> NDArray[np.uint8]:
+def _spread(num: int, limit: int) -> NDArray[np.int64]:
+    """Return the positions of at most `limit` of `num` items, evenly over all of them."""
+    return np.unique(np.linspace(0, num - 1, min(num, limit)).round().astype(np.int64))
+
+
+def _read_folder(folder: Path, side: int) -> Pictures:
     views = []
-    for path in find_photographs([folder])[:_NUM_IMAGES]:
+    for path in find_photographs([folder])[:_NUM_CALIBRATION]:
         photograph, _ = read_photograph(path)
         views.append(
             warp_photograph(photograph, make_whole_view_intrinsics(photograph.size, np.eye(3), side=side), side=side)
         )
-    return np.ascontiguousarray(np.stack(views).transpose(0, 3, 1, 2))
+    return Pictures(np.ascontiguousarray(np.stack(views).transpose(0, 3, 1, 2)), None, str(folder))
 
 
-def _read_test_images(checkpoint: Path, side: int, overrides: Sequence[str]) -> NDArray[np.uint8]:
+def read_data(checkpoint: Path, side: int, overrides: Sequence[str]) -> HandDataModule:
+    """Read the data set that a checkpoint names, with images of `side` pixels; `overrides` are those of train.py."""
     trained_with = read_checkpoint(checkpoint, key="--checkpoint")["config"]
     size = f"data.image_size={side}"
-    data = build_data(compose("train", [*list_data_overrides(trained_with), size, *overrides]))
+    return build_data(compose("train", [*list_data_overrides(trained_with), size, *overrides]))
+
+
+def _read_test_images(data: HandDataModule) -> NDArray[np.uint8]:
     data.setup("test")
     dataset = data.test_dataloader().dataset
     batch: HandBatch = dataset[np.arange(min(_NUM_IMAGES, len(dataset)))]  # type: ignore[arg-type]
     return np.ascontiguousarray(batch.image.numpy())
+
+
+def read_pictures(data: HandDataModule, split: Literal["val", "test"]) -> Pictures:
+    """Read the pictures of a split: all of them, or 1,000 that are spread evenly over a larger one."""
+    data.setup("test" if split == "test" else "fit")
+    dataset = (data.test_dataloader() if split == "test" else data.val_dataloader()).dataset
+    hands: HandBatch = dataset[_spread(len(dataset), _NUM_LABELLED)]  # type: ignore[arg-type]
+    is_labelled = bool(hands.has_depth.all()) and bool(hands.xyz_m.isfinite().all())
+    name = {"val": "validation", "test": "test"}[split]
+    images = np.ascontiguousarray(hands.image.numpy())
+    return Pictures(images, hands if is_labelled else None, f"the {name} split of {data.source.name}")
 
 
 def _format_summary(graph: OnnxGraph, path: Path, comparison: OnnxComparison, num_pictures: int) -> str:

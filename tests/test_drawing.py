@@ -6,11 +6,13 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 from handpose.drawing import (
     FINGER_COLOURS,
     JOINT_COLOURS,
     draw_heatmaps,
+    draw_over_frame,
     draw_over_photograph,
     draw_predictions,
     draw_skeletons_3d,
@@ -217,3 +219,16 @@ def test_a_hand_over_a_photograph_is_drawn_in_its_pixels_at_its_size(shape):
     assert (unknown == picture).all()
     lost = draw_over_photograph(np.full((height, width, 3), 90, np.uint8), np.full((21, 2), np.nan))
     assert (lost == 90).all()
+
+
+def test_a_hand_over_a_frame_is_drawn_in_its_pixels_at_its_size():
+    frame = Image.new("RGB", (2 * SIDE, 2 * SIDE), (90, 90, 90))
+    uv = 2 * spread_uv(1)[0]
+    picture = draw_over_frame(frame, uv)
+    assert picture.shape == (2 * SIDE, 2 * SIDE, 3)
+    column, row = uv[INDEX_TIP].round().astype(int)
+    assert (picture[row, column] == rgb(FINGER_COLOURS["index"])).all()
+    assert (draw_over_frame(frame, uv, np.full(21, 12.0)) != picture).any()
+    assert (draw_over_frame(frame, uv, np.full(21, np.nan)) == picture).all()
+    assert (draw_over_frame(frame, np.full((21, 2), np.nan)) == 90).all()
+    assert (np.asarray(frame) == 90).all()

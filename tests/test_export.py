@@ -1,27 +1,33 @@
 """A network as ONNX gives what it gives in PyTorch; the program says so."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from handpose import geometry
 from handpose.data.augment import View
+from handpose.evaluation.onnx_graph import OPSET, decode_outputs, export_onnx
+from handpose.evaluation.onnx_precision import PrecisionResult
 from handpose.evaluation.trained_network import read_network
-from handpose.export import OPSET, compare_with_pytorch, export_onnx, main
+from handpose.export import compare_with_pytorch, main, name_files
 from tests.builders import make_cameras
 
 SIDE = 64
+UNUSABLE = PrecisionResult("fp16", 1.0, 1.0, {"uv_px": float("nan")}, float("nan"), is_finite=False)
 
 
 @pytest.fixture(scope="module")
 def exported(checkpoint, tmp_path_factory):
     """The network, its file, and what was written."""
     network, path = read_network(checkpoint), tmp_path_factory.mktemp("onnx") / "hand.onnx"
-    return network, path, export_onnx(network, path, side=SIDE)
+    return network, path, export_onnx(network.module, path, side=SIDE)
 
 
 def pictures(num):
@@ -49,6 +55,9 @@ def test_with_the_metadata_alone_the_outputs_become_the_joints_that_the_network_
     with torch.no_grad():
         expected_m = network.module.predict_xyz_m(view, torch.full((4,), torch.nan))
     assert torch.allclose(xyz_mm, 1000 * expected_m, atol=0.05)
+    outputs, unknown = (uv.numpy(), relative.numpy()), torch.full((4,), torch.nan)
+    decoded_m = decode_outputs(outputs, network.module.axes, intrinsics=intrinsics, scale_m=unknown, side=SIDE)
+    assert torch.allclose(decoded_m, expected_m, atol=5e-5)
     assert len(json.loads(told["joints"])) == 21
 
 
@@ -67,12 +76,13 @@ def in_a_folder(exported, tmp_path, monkeypatch):
     """An empty folder; the program gets the file that has been written, since writing takes seconds."""
     _, written, graph = exported
 
-    def copied(network, path, *, side):
+    def copied(module, path, *, side):
         path.write_bytes(written.read_bytes())
         return graph
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("handpose.export.export_onnx", copied)
+    monkeypatch.setattr("handpose.evaluation.onnx_precision._TIMED_S", 0.0)
     return tmp_path
 
 
@@ -90,9 +100,59 @@ def test_a_file_that_differs_is_not_left(checkpoint, in_a_folder, monkeypatch, c
     assert not (in_a_folder / "hand.onnx").exists()
 
 
+def test_several_precisions_are_compared_with_fp32_on_the_validation_split(checkpoint, in_a_folder, capsys):
+    given = ["--checkpoint", str(checkpoint), "--output", "hand.onnx", "--precision", "int8", "fp16"]
+    assert main([*given, "paths.packed=packed"]) == 0
+    told = capsys.readouterr().out
+    assert {path.name for path in in_a_folder.glob("*.onnx")} == {"hand_fp16.onnx", "hand_int8.onnx"}
+    rows = [line.split() for line in told.splitlines() if re.match(r"(fp32|fp16|int8) +\d", line)]
+    assert [row[0] for row in rows] == ["fp32", "fp16", "int8"]
+    fp32, fp16, int8 = ([float(value) for value in row[1:]] for row in rows)
+    assert int8[0] < 0.5 * fp32[0]
+    assert fp16[0] < 0.7 * fp32[0]
+    assert fp32[2:] == [1.0, fp32[3], 0.0]
+    assert int8[4] == pytest.approx(int8[3] - fp32[3], abs=2e-3)
+    assert "int8 was calibrated on 6 of these pictures" in told
+
+
+def test_without_labels_the_largest_difference_is_printed(checkpoint, in_a_folder, capsys):
+    (in_a_folder / "pictures").mkdir()
+    for number, picture in enumerate(pictures(3)):
+        Image.fromarray(picture.transpose(1, 2, 0)).save(in_a_folder / f"pictures/{number}.png")
+    given = ["--checkpoint", str(checkpoint), "--output", "hand.onnx", "--precision", "int8", "--images", "pictures"]
+    assert main(given) == 0
+    told = capsys.readouterr().out
+    assert "largest difference from fp32" in told
+    assert "PA-MPJPE" not in told
+    assert "3 pictures of pictures" in told
+    assert [path.name for path in in_a_folder.glob("*.onnx")] == ["hand.onnx"]  # int8, since it is the only one
+
+
+def test_outputs_that_are_not_finite_are_not_left(checkpoint, in_a_folder, monkeypatch, capsys):
+    results = [UNUSABLE._replace(precision="fp32", is_finite=True), UNUSABLE]
+    monkeypatch.setattr("handpose.export.measure_precisions", lambda *_, **__: results)
+    given = ["--checkpoint", str(checkpoint), "--output", "hand.onnx", "--precision", "fp32", "fp16"]
+    assert main([*given, "paths.packed=packed"]) == 1
+    assert "outputs of fp16 are not finite, so hand_fp16.onnx was removed" in capsys.readouterr().err
+    assert [path.name for path in in_a_folder.glob("*.onnx")] == ["hand.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("precisions", "names"),
+    [
+        (["fp32"], {"fp32": "a/hand.onnx"}),
+        (["int8"], {"int8": "a/hand.onnx"}),
+        (["int8", "fp32"], {"fp32": "a/hand.onnx", "int8": "a/hand_int8.onnx"}),
+    ],
+)
+def test_a_single_precision_has_the_name_that_was_given(precisions, names):
+    assert {key: str(path) for key, path in name_files(Path("a/hand.onnx"), precisions).items()} == names
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--output", "hand.onnx", "--precision", "fp8"], "--precision fp8 is not known; give one or several of fp32"),
         (["--output", "hand.pt"], "must end in .onnx"),
         (["--output", "hand.onnx", "--images", "nowhere"], "nowhere does not exist"),
         (["--output", "hand.onnx", "--image-size", "8"], "--image-size must be at least 32"),

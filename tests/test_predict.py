@@ -1,11 +1,14 @@
 """`python -m handpose.predict` in the tests' process: what it leaves for all kinds of photographs, and mistakes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from handpose.errors import UserError
+from handpose.evaluation.video import open_video, write_video
 from handpose.predict import main, name_overlays
 
 
@@ -96,6 +99,87 @@ def test_a_file_that_cannot_be_read_is_told_and_the_others_are_predicted(predict
     assert "2 of 3 photographs" in told.out
 
 
+@pytest.fixture
+def video(tmp_path):
+    """A film of nine frames, in which a patch moves."""
+    path = tmp_path / "film.mp4"
+    with write_video(path, size=(96, 64), frames_per_s=30.0) as writer:
+        for number in range(9):
+            picture = np.full((64, 96, 3), 90, np.uint8)
+            picture[20:40, 5 * number : 5 * number + 20] = 230
+            writer.write(picture, time_s=number / 30.0)
+    return path
+
+
+def test_every_frame_of_a_video_gets_raw_and_filtered_joints_and_an_overlay(predict, video, tmp_path):
+    status, result, told = predict(video, "--crop")
+    assert status == 0
+    assert [frame["frame"] for frame in result["frames"]] == list(range(9))
+    overlay = open_video(tmp_path / "hands" / result["overlay"])
+    assert (overlay.size, len(list(overlay.frames))) == ((96, 64), 9)
+    for frame in result["frames"]:
+        for prefix in ("", "filtered_"):
+            xyz, camera = np.array(frame[f"{prefix}xyz_mm"]), np.array(frame["intrinsics"])
+            uv = (xyz / xyz[:, 2:] @ camera.T)[:, :2]
+            assert np.array(frame[f"{prefix}uv_px"]) == pytest.approx(uv, rel=1e-3, abs=0.05)
+            assert np.array(frame[f"{prefix}xyz_root_relative_mm"]) == pytest.approx(xyz - xyz[9], abs=0.01)
+        assert len(frame["expected_error_mm"]) == 21
+    first, *_, last = result["frames"]
+    assert first["filtered_xyz_mm"] == pytest.approx(np.array(first["xyz_mm"]), abs=0.01)
+    assert last["filtered_xyz_mm"] != last["xyz_mm"]
+    assert (result["min_cutoff_hz"], result["beta_hz_per_mm_s"]) == (1.0, 0.05)
+    assert "9 frames were predicted" in told.out
+    assert "frames per second" in told.out
+
+
+def test_with_a_very_high_cutoff_the_filter_changes_nothing(predict, video):
+    for frame in predict(video, "--min-cutoff", 1e9)[1]["frames"]:
+        assert np.array(frame["filtered_xyz_mm"]) == pytest.approx(np.array(frame["xyz_mm"]), abs=0.01)
+
+
+def test_a_folder_of_frames_is_a_video(predict, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for number in (10, 9, 1):
+        picture = np.full((64, 64, 3), 20 * number, np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"frames/{number}.png")
+    result = predict(tmp_path / "frames", "--frames", "--frame-rate", 10)[1]
+    assert [frame["time_s"] for frame in result["frames"]] == [0.0, 0.1, 0.2]
+    assert len(predict(tmp_path / "frames", "--frames", "--frame-rate", 10, "--seconds", 0.15)[1]["frames"]) == 2
+
+
+def test_the_frames_before_a_damaged_one_are_kept(predict, video, monkeypatch):
+    def open_damaged(path):
+        source = open_video(path)
+
+        def read():
+            for _ in range(4):
+                yield next(source.frames)
+            raise UserError(f"{path} cannot be decoded")
+
+        return source._replace(frames=read())
+
+    monkeypatch.setattr("handpose.predict.open_video", open_damaged)
+    status, result, told = predict(video)
+    assert (status, len(result["frames"])) == (1, 4)
+    assert "cannot be decoded; the frames before it were kept" in told.err
+
+
+def test_ctrl_c_ends_a_recording_and_keeps_it(predict, video, monkeypatch):
+    def open_camera(number):
+        source = open_video(video)
+
+        def read():
+            for _ in range(3):
+                yield next(source.frames)
+            raise KeyboardInterrupt
+
+        return source._replace(path=Path(f"webcam{number}"), frames=read(), is_live=True)
+
+    monkeypatch.setattr("handpose.predict.open_webcam", open_camera)
+    status, result, _ = predict("--webcam", 2)
+    assert (status, len(result["frames"]), result["overlay"]) == (0, 3, "webcam2_hand.mp4")
+
+
 def test_no_overlay_takes_the_place_of_another(tmp_path):
     paths = [tmp_path / name for name in ("a.png", "a.bmp", "b/a.png", "a.jpeg")]
     assert name_overlays(paths) == ["a_hand.png", "a_hand_2.png", "a_hand_3.png", "a_hand.jpg"]
@@ -110,6 +194,16 @@ def test_no_overlay_takes_the_place_of_another(tmp_path):
         (["PHOTOGRAPHS", "--intrinsics", "1,2,3"], "neither a file nor four numbers"),
         (["PHOTOGRAPHS", "--test-time", "mirror"], "test_time=mirror: no such choice"),
         (["PHOTOGRAPHS", "--image-size", "8"], "--image-size must be at least 32"),
+        ([], "nothing to predict; give photographs, a video, or --webcam"),
+        (["nowhere.mp4"], "nowhere.mp4 cannot be read as a video"),
+        (["PHOTOGRAPHS/a.jpg", "--frames"], "--frames PHOTOGRAPHS/a.jpg is not a folder"),
+        (["PHOTOGRAPHS", "--frames"], "all frames must have the same size"),
+        (["PHOTOGRAPHS", "--beta", "0.1"], "--beta 0.1 is for videos"),
+        (["a.mp4", "--min-cutoff", "0"], "--min-cutoff must be above 0, but it is 0"),
+        (["a.mp4", "--frame-rate", "9"], "--frame-rate 9.0 is for --frames"),
+        (["a.mp4", "b.mp4"], "give one video or folder of frames at a time, not 2"),
+        (["--webcam", "97"], "--webcam 97"),
+        (["PHOTOGRAPHS", "--webcam"], "--webcam 0 takes neither files nor --frames"),
         (["PHOTOGRAPHS", "--batch-size", "0"], "--batch-size must be above 0"),
         (["PHOTOGRAPHS", "--output", "PHOTOGRAPHS/a.jpg"], "cannot be made"),
     ],
@@ -119,7 +213,7 @@ def test_mistakes_are_one_sentence(predict, photographs, capsys, arguments, sent
         predict(*(argument.replace("PHOTOGRAPHS", str(photographs)) for argument in arguments))
     told = capsys.readouterr().err
     assert (left.value.code, told.count("\n")) == (2, 1)
-    assert sentence in told
+    assert sentence.replace("PHOTOGRAPHS", str(photographs)) in told
 
 
 def test_a_network_of_one_camera_asks_for_it(write_checkpoint, photographs, tmp_path, monkeypatch, capsys):

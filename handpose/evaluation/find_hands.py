@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from handpose.data.augment import View, mirror_view
@@ -25,6 +26,7 @@ def find_hands(
     scale_m: float,
     fill: float | None,
     mirror: bool,
+    near: NDArray[np.float64] | None = None,
 ) -> SplitPredictions:
     """Predict the joints of the hand in each of B photographs.
 
@@ -35,16 +37,25 @@ def find_hands(
         scale_m: length of the reference bone in metres; NaN if it is not known.
         fill: predict again on a crop around the first prediction, of which the hand fills this fraction; None: no crop.
         mirror: show the network mirror images, because the hands are of the side that it was not trained on.
+        near: (B, K, 2) where the joints are expected, in pixels of the photographs, such as those of the frame before:
+            the crop is around them, and the whole photographs are not looked at. None: they are found in these.
 
     Returns:
         The joints in the frame of each photograph's camera.
     """
+    assert near is None or fill is not None, "joints are expected somewhere only for a crop"
     cameras = torch.from_numpy(np.stack([photograph.camera.intrinsics for photograph in photographs]))
-    whole = [make_whole_view_intrinsics(item.picture.size, item.camera.intrinsics, side=side) for item in photographs]
-    identity = torch.eye(3, dtype=torch.float64).expand_as(cameras)
-    found = _find_joints(network, photographs, torch.from_numpy(np.stack(whole)), identity, side, scale_m, mirror)
+    if near is None:
+        whole = [
+            make_whole_view_intrinsics(each.picture.size, each.camera.intrinsics, side=side) for each in photographs
+        ]
+        identity = torch.eye(3, dtype=torch.float64).expand_as(cameras)
+        found = _find_joints(network, photographs, torch.from_numpy(np.stack(whole)), identity, side, scale_m, mirror)
+        uv = project(found.xyz_m, cameras)
+    else:
+        uv = torch.from_numpy(near)
     if fill is not None:
-        rotation, intrinsics = look_at_joints(project(found.xyz_m, cameras), cameras, (side, side), fill=fill)
+        rotation, intrinsics = look_at_joints(uv, cameras, (side, side), fill=fill)
         found = _find_joints(network, photographs, intrinsics, rotation, side, scale_m, mirror)
     return SplitPredictions(found.xyz_m.numpy(), found.error_m.numpy())
 

@@ -91,6 +91,21 @@ def read_photograph(path: Path) -> tuple[Image.Image, float | None]:
     return photograph, focal
 
 
+def read_upright_size(path: Path) -> tuple[int, int]:
+    """Read the (width, height) of a photograph as `read_photograph` returns it, without decoding its pixels.
+
+    Raises:
+        UserError: the file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            is_turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({error})") from error
+    return (height, width) if is_turned else (width, height)
+
+
 def make_camera(
     size: tuple[int, int], *, given: NDArray[np.float64] | None, focal_px: float | None, exif_px: float | None
 ) -> Camera:

@@ -130,3 +130,15 @@ def test_a_left_hand_is_found_in_the_mirror_as_the_right_hand_that_it_shows(tmp_
     assert np.abs(found_m * [-1, 1, 1] - straight_m).max() < 2e-3  # a pixel more or less of the square
     as_right_m = find_hands(network, in_mirror, **given, mirror=False).xyz_m
     assert np.abs(as_right_m * [-1, 1, 1] - straight_m).max() > 0.02
+
+
+def test_joints_of_the_frame_before_replace_the_first_pass(tmp_path):
+    truth_m = torch.from_numpy(make_hands(3)) + MOVED
+    photographs, network = make_photographs(truth_m, tmp_path), KnowsTheTruth(truth_m)
+    network.shown.append(None)  # so that it knows that it is shown crops
+    pairs = zip(truth_m, photographs, strict=True)
+    near = np.stack([project(xyz_m, torch.from_numpy(each.camera.intrinsics)).numpy() for xyz_m, each in pairs])
+    settings = {"side": SIDE, "scale_m": 0.03, "fill": 0.6, "mirror": False}
+    found = find_hands(TrainedNetwork(network, ONE_PASS, SIDE), photographs, near=near, **settings)
+    assert found.xyz_m == pytest.approx(truth_m.numpy(), abs=1e-5)
+    assert len(network.shown) == 2

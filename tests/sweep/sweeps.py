@@ -36,6 +36,7 @@ def make_settings(folder, **changes):
         "metric": METRIC,
         "mode": "min",
         "second_objective": None,
+        "latency_of": None,
         "divergence_factor": 10.0,
         "checkpoint_every_epochs": None,
         "checkpoint_budget_gb": 1.0,

@@ -14,6 +14,7 @@ from handpose.errors import UserError
 from handpose.search.space import Params
 from handpose.sweep.execution.worker_death import diagnose_worker_death
 from handpose.sweep.execution.worker_start import PATIENCE_S, PROBE_AFTER_S, StartProbe, never_started
+from handpose.sweep.record.settings import LatencyOf
 from handpose.sweep.trainable.gpu_memory import compute_gpus_per_trial
 from handpose.sweep.trainable.trial import TrialRecipe
 from handpose.sweep.trainable.trial_cost import (
@@ -38,6 +39,7 @@ class ProbeWorker:
         gpus: GPUs of the worker.
         recipe: how to compose trials.
         data: the size of the data.
+        latency_of: what latency_ms is the time of; see `SweepSettings`.
 
     Attributes:
         start_s: seconds until a worker has started and imported everything, once one has.
@@ -46,11 +48,14 @@ class ProbeWorker:
         UserError: no worker can be started.
     """
 
-    def __init__(self, *, cpus: int, gpus: float, recipe: TrialRecipe, data: DataSize) -> None:
+    def __init__(
+        self, *, cpus: int, gpus: float, recipe: TrialRecipe, data: DataSize, latency_of: LatencyOf = None
+    ) -> None:
         self.gpus = gpus
         self._cpus = cpus
         self._recipe = recipe
         self._data = data
+        self._latency_of: LatencyOf = latency_of
         self._worker: Any = None
         self._is_ready = False
         self._started_at = 0.0
@@ -75,7 +80,13 @@ class ProbeWorker:
         """
         self._ensure_ready()
         overrides = self._recipe.make_worker_overrides(params)
-        how = {"num_steps": num_steps, "weights": weights, "num_workers": self._recipe.num_workers, "gpus": self.gpus}
+        how = {
+            "num_steps": num_steps,
+            "weights": weights,
+            "num_workers": self._recipe.num_workers,
+            "gpus": self.gpus,
+            "latency_of": self._latency_of,
+        }
         call = self._worker.measure_cost.remote(overrides, params, self._data, **how)
         try:
             return ray.get(call, timeout=_TIMEOUT_S)

@@ -136,7 +136,14 @@ class Preflight:
         points = choose_probe_points(self.space, num_random=2 if is_brief else 8)
         if not is_brief:
             self.print_text(f"trying {len(points)} points of {self.space.name} on a worker\n")
-        with ProbeWorker(cpus=slots.cpus, gpus=slots.gpus, recipe=self.recipe, data=self.data) as worker:
+        probe = ProbeWorker(
+            cpus=slots.cpus,
+            gpus=slots.gpus,
+            recipe=self.recipe,
+            data=self.data,
+            latency_of=self.sweep.latency_of,
+        )
+        with probe as worker:
             check_picklable(self.trial_function)  # meanwhile the worker runs its imports
             probed = probe_points(
                 worker,

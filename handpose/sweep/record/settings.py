@@ -16,6 +16,8 @@ from handpose.urls import join_url
 LOCK = ".lock"
 """Name of the lock file in the folder of a sweep. The process that runs the sweep holds the lock."""
 
+LatencyOf = Literal["fp32", "fp16", "int8"] | None
+
 _Count = Annotated[int, Field(ge=1)]
 _Amount = Annotated[float, Field(gt=0)]
 # handpose.schema checks these bounds when a configuration is composed.
@@ -125,6 +127,8 @@ class SweepSettings:
         mode: whether smaller (`min`) or larger (`max`) values of the metric are better; None: the metric's own
             direction. A new sweep accepts `min` or `max` only if it is the metric's own direction.
         second_objective: cost to minimise in addition to the metric. It is measured before a trial is trained.
+        latency_of: precision of an exported network whose time for one image is latency_ms, with ONNX Runtime on the
+            trial's CPU cores; None: the network in PyTorch, on the trial's device.
         divergence_factor: a trial ends when its metric is worse than its own best value by more than this factor. The
             check needs a best value above 0, since no factor makes 0 or a negative value worse. None: a trial ends
             only when its metric is not finite.
@@ -167,6 +171,7 @@ class SweepSettings:
     metric: str
     mode: Mode | None
     second_objective: Literal["latency_ms", "num_parameters", "memory_mb"] | None
+    latency_of: LatencyOf
     divergence_factor: Annotated[float, Field(gt=1)] | None
     checkpoint_every_epochs: _Count | None
     checkpoint_budget_gb: _Amount

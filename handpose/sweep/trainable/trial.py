@@ -26,7 +26,7 @@ from handpose.garbage import collect_as_usual
 from handpose.metrics.target import TargetMetric
 from handpose.metrics.validation import make_target_metric
 from handpose.schedulers.scheduler import Scheduler
-from handpose.sweep.record.settings import SweepSettings
+from handpose.sweep.record.settings import LatencyOf, SweepSettings
 from handpose.sweep.record.trial_segment import TrialSegment
 from handpose.sweep.storage.checkpoint_files import CheckpointFiles, open_worker_files
 from handpose.sweep.trainable.checkpoint_writer import BackgroundCheckpointIO, save_pictures
@@ -94,6 +94,7 @@ class TrainingFunction:
         checkpoint_every_epochs: epochs between checkpoints; None: save only after the epochs in `rungs`.
         rungs: epochs at which a trial may pause.
         needs_costs: whether to measure costs (`trial_cost.measure_costs`), for constraints or a second objective.
+        latency_of: what latency_ms is the time of; see `SweepSettings`.
         comparison_epochs: epochs at which trials are compared; pictures are drawn at these.
         saves_last: whether to save a checkpoint after the last epoch, if any are saved. The trial continues from there
             if the user raises `sweep.max_epochs`.
@@ -104,6 +105,7 @@ class TrainingFunction:
     checkpoint_every_epochs: int | None
     rungs: Sequence[int] = ()
     needs_costs: bool = False
+    latency_of: LatencyOf = None
     comparison_epochs: Sequence[int] = ()
     saves_last: bool = False
 
@@ -115,7 +117,7 @@ class TrainingFunction:
         rungs = scheduler.rungs if scheduler.needs_checkpoints else ()
         every = sweep.checkpoint_every_epochs
         saves_last = every is not None or scheduler.needs_checkpoints
-        return cls(recipe, sweep.metric, every, rungs, needs_costs, scheduler.rungs, saves_last)
+        return cls(recipe, sweep.metric, every, rungs, needs_costs, sweep.latency_of, scheduler.rungs, saves_last)
 
     def __call__(self, segment: TrialSegment, /) -> None:
         if segment.max_epochs is not None:
@@ -244,7 +246,7 @@ class TrialReportCallback(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.training_function.needs_costs and not self.resumed_from:
-            report_costs(measure_costs(pl_module))
+            report_costs(measure_costs(pl_module, latency_of=self.training_function.latency_of))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -27,11 +27,13 @@ from handpose.errors import UserError
 from handpose.garbage import collect_as_usual
 from handpose.models.weights import find_weights_file
 from handpose.skeleton import NUM_JOINTS
+from handpose.sweep.record.settings import LatencyOf
 from handpose.sweep.trainable.cost_callback import NUM_PROFILED_STEPS, NUM_VALIDATION_BATCHES, CostMonitor
 from handpose.sweep.trainable.gpu_memory import check_gpu_is_visible
 from handpose.training.batch_norm import SyncBatchNormPlugin
 from handpose.training.build import build_training
 from handpose.training.checkpoints import read_initial_weights
+from handpose.training.module import HandPose
 from handpose.training.results import RunFolders
 from handpose.training.trainer import (
     check_trainer,
@@ -181,6 +183,7 @@ def measure_trial_cost(
     weights: bool,
     num_workers: int = 1,
     gpus: float = 0.0,
+    latency_of: LatencyOf = None,
 ) -> TrialCost:
     """Measure the costs of a configuration in this process.
 
@@ -193,6 +196,7 @@ def measure_trial_cost(
         num_workers: number of workers that share each batch. This process does the work of one of them, except for the
             communication.
         gpus: GPUs that this process holds.
+        latency_of: what latency_ms is the time of; see `SweepSettings`.
 
     Raises:
         UserError: the configuration is invalid.
@@ -225,7 +229,7 @@ def measure_trial_cost(
         gpu_memory_fraction=watch.gpu_memory_fraction,
         process_mb=_measure_process_mb() + _LOADERS * config.data.num_workers * _LOADER_PROCESS_MB,
         gpu=watch.gpu,
-        latency_ms=watch.latency_ms,
+        latency_ms=watch.latency_ms if latency_of is None else _measure_exported(module, hands, latency_of),
         checkpoint_mb=watch.checkpoint_mb,
         trace=tuple(float(value) for _, value in sorted(metrics.items())),
         ignored=tuple(key for key, value in params.items() if _is_ignored(config, key, value)),
@@ -244,7 +248,7 @@ def _train_briefly(
     return dict(trainer.callback_metrics)
 
 
-def measure_costs(module: pl.LightningModule) -> dict[str, float]:
+def measure_costs(module: pl.LightningModule, *, latency_of: LatencyOf = None) -> dict[str, float]:
     """Measure the costs that `searcher.constraints` can limit. Call this in `on_fit_start`.
 
     A copy of the module is trained. Neither the module nor any random number generator changes, so the training that
@@ -252,6 +256,7 @@ def measure_costs(module: pl.LightningModule) -> dict[str, float]:
 
     Args:
         module: a module that a Trainer is about to fit.
+        latency_of: what latency_ms is the time of; see `SweepSettings`.
 
     Returns:
         num_parameters: parameters of the network. latency_ms: time of one image through the network in evaluation mode.
@@ -277,11 +282,23 @@ def measure_costs(module: pl.LightningModule) -> dict[str, float]:
         hands = make_random_hands(data.batch_size, data.image_size)
         alone = SyncBatchNormPlugin(on_gpu=False).revert(copy.deepcopy(module).cpu())  # each worker measures alone
         rehearsal.fit(alone, datamodule=_RepeatedBatch(hands, NUM_PROFILED_STEPS))
+        latency_ms = watch.latency_ms if latency_of is None else _measure_exported(alone, hands, latency_of)
     return {
         "num_parameters": float(count_parameters(module)),
-        "latency_ms": watch.latency_ms,
+        "latency_ms": latency_ms,
         "memory_mb": watch.memory_mb,
     }
+
+
+def _measure_exported(
+    module: pl.LightningModule, hands: HandBatch, precision: Literal["fp32", "fp16", "int8"]
+) -> float:
+    """Measure the time of one image through the exported network on the CPU, in milliseconds."""
+    # Imported here because few sweeps need it: ONNX and its runtime take a second to import.
+    from handpose.evaluation.onnx_precision import measure_exported_latency_ms
+
+    assert isinstance(module, HandPose), "trials train a HandPose"
+    return measure_exported_latency_ms(copy.deepcopy(module).cpu(), hands.image.numpy(), precision)
 
 
 def count_parameters(module: pl.LightningModule) -> int:

@@ -308,7 +308,7 @@ def run_paper_preflight(tmp_path, write_space, monkeypatch):
         monkeypatch.setattr(module, "list_live_resources", lambda: nodes)
 
         class PaperWorker(FakeProbeWorker):
-            def __init__(self, *, cpus, gpus, recipe, data):
+            def __init__(self, *, cpus, gpus, recipe, data, latency_of):
                 super().__init__(measured, gpus=gpus)
 
             def __enter__(self):

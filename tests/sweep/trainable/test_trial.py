@@ -11,6 +11,7 @@ from simplejpeg import decode_jpeg_header
 from handpose.config import compose
 from handpose.errors import UserError
 from handpose.metrics.target import TargetMetric
+from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.record.events import CostsMeasured, EpochReported, SegmentStarted, read_events
 from handpose.sweep.record.trial_segment import TrialSegment, find_pictures
 from handpose.sweep.storage.checkpoint_files import FolderFiles
@@ -66,6 +67,12 @@ def reproduce_metrics(row, tmp_path):
 
 
 AUC = TargetMetric("val/pck_auc", "max")
+
+
+def test_a_trial_measures_the_latency_that_the_sweep_names(tmp_path):
+    settings = make_settings(tmp_path, latency_of="int8")
+    function = TrainingFunction.from_settings(TrialRecipe([], [], 4, 1), settings, Fifo(), needs_costs=True)
+    assert function.latency_of == "int8"
 
 
 def test_the_best_checkpoint_is_chosen_by_the_metric_of_the_sweep():

@@ -7,11 +7,13 @@ import resource
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from handpose.config import compose
+from handpose.evaluation.onnx_graph import open_session
 from handpose.sweep.trainable import cost_callback as cost_watch
 from handpose.sweep.trainable import trial_cost
 from handpose.sweep.trainable.cost_callback import CostMonitor
@@ -42,8 +44,8 @@ def overrides(tmp_path_factory):
 def measure(overrides):
     """Measures the small configuration with more overrides."""
 
-    def measured(*more, params=None, size=SIZE, num_steps=3):
-        return measure_trial_cost([*overrides, *more], params or {}, size, num_steps=num_steps, weights=False)
+    def measured(*more, params=None, size=SIZE, num_steps=3, **how):
+        return measure_trial_cost([*overrides, *more], params or {}, size, num_steps=num_steps, weights=False, **how)
 
     return measured
 
@@ -151,14 +153,15 @@ def test_a_latency_is_the_least_of_as_many_as_there_is_time_for(monkeypatch, tim
 class CountingCallback(pl.Callback):
     """What Lightning counts, and `costs` where it is asked for."""
 
-    def __init__(self, *, measures):
+    def __init__(self, *, measures, latency_of=None):
         self.measures = measures
+        self.latency_of = latency_of
         self.costs = None
 
     def on_fit_start(self, trainer, pl_module):
         if self.measures:
             before = list_states(), {name: value.clone() for name, value in pl_module.state_dict().items()}
-            self.costs = measure_costs(pl_module)
+            self.costs = measure_costs(pl_module, latency_of=self.latency_of)
             assert list_states() == before[0]
             assert all(torch.equal(value, before[1][name]) for name, value in pl_module.state_dict().items())
             assert all(parameter.grad is None for parameter in pl_module.parameters())
@@ -185,6 +188,26 @@ def test_costs_change_nothing_of_the_training_that_follows(overrides, measure, t
     assert told[1].costs["num_parameters"] == cost.num_parameters
     assert told[1].costs["memory_mb"] == pytest.approx(cost.memory_mb, rel=0.01)
     assert 0 < told[1].costs["latency_ms"] < 1000
+
+
+@pytest.mark.parametrize("latency_of", ["fp32", "int8"])
+def test_the_latency_may_be_that_of_the_exported_file(overrides, measure, tmp_path, monkeypatch, latency_of):
+    exported = []
+
+    def time_file(files, images, *, limit_s):
+        (file,) = files
+        model = onnx.load(file)
+        exported.append({node.op_type for node in model.graph.node})
+        assert open_session(file).run(None, {"image": images[:1]})[0].shape == (1, 21, 2)
+        return [[0.25, 0.125, 0.5]]
+
+    monkeypatch.setattr("handpose.evaluation.onnx_precision._time_single_images", time_file)
+    callback = CountingCallback(measures=True, latency_of=latency_of)
+    config = compose("train", [*overrides, "trainer.max_epochs=1"])
+    fit(config, RunFolders(*[tmp_path] * 3), callbacks=[callback], quiet=True)
+    assert callback.costs["latency_ms"] == 125.0  # other work only adds to a time
+    assert measure(latency_of=latency_of).latency_ms == 125.0
+    assert [("QuantizeLinear" in kinds) for kinds in exported] == [latency_of == "int8"] * 2
 
 
 def test_parameters_and_checkpoint_are_those_of_the_network_and_its_file(overrides, measure, tmp_path):
