@@ -75,7 +75,7 @@ class JointPrediction(NamedTuple):
     Attributes:
         xyz_m: (B, K, 3) joints in metres in the camera frame.
         error_m: (B, K) how far each joint is expected to be from its true place, in metres: in the right proportions
-            always, and of the right size if the network has been calibrated (`handpose.evaluation.calibration`).
+            always, and of the right size if the network has been calibrated (`handpose.training.calibration`).
     """
 
     xyz_m: Tensor

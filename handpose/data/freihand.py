@@ -114,7 +114,7 @@ def read_groups(path: Path, num_poses: int) -> NDArray[np.str_]:
         UserError: the file is missing, is not text, has an empty line or another number of lines.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.source.groups={path} cannot be read as text ({join_lines(error)})") from error
     if len(lines) != num_poses or not all(lines):

@@ -27,10 +27,13 @@ def choose_groups(groups: NDArray[np.str_], *, val_fraction: float, split_seed: 
             f"data.source.val_fraction={val_fraction} cannot be held out of {len(names)} {what}; the data set must "
             "have at least two of them, and the fraction must be between 0 and 1"
         )
-    order = np.random.default_rng(split_seed).permutation(len(names))
-    held_out = np.cumsum(sizes[order])
-    num = int(np.argmin(np.abs(held_out - val_fraction * len(groups)))) + 1
-    return np.isin(index, order[: min(num, len(names) - 1)])
+    wanted, total = val_fraction * len(groups), 0
+    chosen: list[int] = []
+    for group in np.random.default_rng(split_seed).permutation(len(names)):
+        if len(chosen) < len(names) - 1 and abs(total + sizes[group] - wanted) < abs(total - wanted):
+            chosen.append(int(group))
+            total += sizes[group]
+    return np.isin(index, chosen or [int(sizes.argmin())])
 
 
 def keep_every(sequences: NDArray[np.str_], step: int) -> NDArray[np.int64]:

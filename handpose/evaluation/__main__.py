@@ -66,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse_arguments(arguments)
         use_given_extensions(options.overrides)
         source = options.checkpoint[0] if options.checkpoint else options.predictions
+        if options.checkpoint and len(options.checkpoint) > 1 and options.output is None:
+            raise UserError(
+                "several --checkpoint predict together; give --output FOLDER for the results, so that those of a "
+                "single one are kept"
+            )
         beside = source if source.is_dir() else source.parent
         folder = options.output or beside / f"evaluation-{options.split}"
         if source.exists():  # otherwise reading it raises an error
@@ -121,6 +126,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _predict_with_checkpoints(paths: Sequence[Path], split: Split, overrides: Sequence[str]) -> _Predictions:
     """Predict with one network or several. Data and hand size are those of the first."""
     checkpoints = list_checkpoints(paths)
+    kinds = {read_checkpoint(path, key="--checkpoint")["config"]["heatmap"]["_target_"] for path in checkpoints}
+    if len(kinds) > 1:
+        raise UserError(f"networks with {' and '.join(sorted(kinds))} cannot predict together; give those of one kind")
     predictions = [_predict_with_checkpoint(path, split, overrides) for path in checkpoints]
     first = predictions[0]
     for path, predicted in zip(checkpoints, predictions, strict=True):

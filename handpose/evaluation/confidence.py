@@ -46,7 +46,7 @@ def compute_confidence_scores(expected_mm: Errors, observed_mm: Errors) -> dict[
     expected, observed = expected_mm[:, others].ravel(), observed_mm[:, others].ravel()
     if not np.isfinite(expected).all() or not len(expected):
         return None
-    order = expected.argsort(kind="stable")
+    order = np.lexsort((np.random.default_rng(0).random(len(expected)), expected))  # equal ones at random
     bins = [part for part in np.array_split(order, _NUM_BINS) if len(part)]
     rows = [{"expected_mm": float(expected[part].mean()), "observed_mm": float(observed[part].mean())} for part in bins]
     gaps = np.array([abs(row["expected_mm"] - row["observed_mm"]) for row in rows])

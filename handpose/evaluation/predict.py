@@ -77,6 +77,8 @@ class CalibrationModule(pl.LightningModule):
 def calibrate(sample: CalibrationSample) -> Calibration:
     """Find the calibration for which the mean expected error is that of the true errors, relative to the root."""
     calibration = fit_calibration(sample.variances, sample.errors)
+    if calibration == Calibration():
+        return calibration
     along_axes = calibration.compute_errors(torch.from_numpy(sample.variances)).numpy() * sample.metres
     expected_m = np.linalg.norm(along_axes, axis=-1)
     others = np.arange(expected_m.shape[1]) != ROOT

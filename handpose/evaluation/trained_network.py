@@ -68,8 +68,9 @@ def list_checkpoints(paths: Sequence[Path]) -> list[Path]:
             found.append(path)
             continue
         file = path / "metrics.json"
-        names = read_json(file).get("checkpoints") if file.is_file() else None
-        if not names:
+        content = read_json(file) if file.is_file() else None
+        names = content.get("checkpoints") if isinstance(content, dict) else None
+        if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(
                 f"--checkpoint {path} is a folder without combined networks (retrain/combined of a sweep with "
                 "retrain.seeds has them); give a checkpoint, such as best-...ckpt or last.ckpt"

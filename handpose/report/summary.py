@@ -54,7 +54,9 @@ def format_summary(
         )
         lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; {use}")
     if retrained is not None:
-        lines.append(f"            {folder / 'retrain'}: checkpoints/, test_preds.json.gz, pred.zip, metrics.json")
+        is_flat = "test/keypoint_error_px" in retrained and "test/pa_mpjpe_mm" not in retrained
+        predictions = "" if is_flat else "test_preds.json.gz, pred.zip, "
+        lines.append(f"            {folder / 'retrain'}: checkpoints/, {predictions}metrics.json")
     if combined is not None:
         others = ", ".join(f"seed_{seed}/" for seed in combined.seeds[1:])
         lines.append(f"            and the same in {others} and, of {combined.describe_predictions()}, combined/")

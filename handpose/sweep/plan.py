@@ -20,6 +20,7 @@ from handpose.schema import bind_arguments
 from handpose.search.searcher import Searcher
 from handpose.search.space import Space
 from handpose.search.warm_start import find_used_seeds
+from handpose.sweep.analysis.read_sweep import COMBINED_FOLDER
 from handpose.sweep.budget.clock import BudgetClock
 from handpose.sweep.budget.stages import ConfirmationBudget, find_retraining_end, plan_confirmation
 from handpose.sweep.controller.node_quarantine import find_quarantined_nodes
@@ -200,7 +201,8 @@ class SweepPlan:
             devices=sweep.retrain_devices,
             use_val=self.retrain_settings.use_val,
             epoch_s=sweep.workers_per_trial * winner.seconds / winner.epochs if winner.epochs else None,
-            trial_epochs=winner.epochs,
+            # The weights of its trial would make the seeds alike.
+            trial_epochs=winner.epochs if self.retrain_settings.seeds == 1 else 0,
             repeats_shortened=self._has_longer_retraining(table),
             find_nodes=self._find_retrain_nodes if is_shared else None,
         )
@@ -222,6 +224,9 @@ class SweepPlan:
 
     def _has_longer_retraining(self, table: TrialTable) -> bool:
         """Return whether a retraining that a budget has shortened has enough time now to be done again."""
+        combined = self.sweep.path / "retrain" / COMBINED_FOLDER / "metrics.json"
+        if self.retrain_settings.seeds > 1 and not combined.is_file():
+            return False  # it was interrupted between its seeds, and what is left is the time of the others
         used_s = self.clock.seconds.get("retraining", 0.0)
         if not self.clock.is_limited:
             return used_s > 0  # the budget has been removed

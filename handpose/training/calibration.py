@@ -67,8 +67,15 @@ def fit_calibration(variances: NDArray[np.float64], errors: NDArray[np.float64])
     Args:
         variances: (N, K, 3) of the heatmaps, in squared units of the axes.
         errors: (N, K, 3) absolute errors along the axes, in the same units; NaN for joints outside the image.
+
+    Returns:
+        The calibration; that of an uncalibrated network if the images do not suffice.
     """
     narrowest = np.quantile(variances.reshape(-1, 3), _NARROWEST_QUANTILE, axis=0)
     raw = Calibration(tuple(narrowest.tolist())).compute_errors(torch.from_numpy(variances)).numpy()
-    factors = np.nansum(errors, axis=(0, 1)) / np.where(np.isnan(errors), 0.0, raw).sum(axis=(0, 1))
+    expected = np.where(np.isnan(errors), 0.0, raw).sum(axis=(0, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = np.nansum(errors, axis=(0, 1)) / expected
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        return Calibration()  # such as without a joint inside the image
     return Calibration(tuple(narrowest.tolist()), tuple(factors.tolist()))

@@ -299,7 +299,7 @@ def _list_choice_and_values(group: str, values: Mapping[str, Any]) -> dict[str, 
 
 
 def load_weights(module: HandPose, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Load the weights of a checkpoint into a module, and its calibration if it has one.
+    """Load the weights of a checkpoint into a module, and its calibration. Without one, the module is not calibrated.
 
     Raises:
         UserError: the shapes of the weights do not match.
@@ -309,5 +309,5 @@ def load_weights(module: HandPose, checkpoint: Mapping[str, Any], path: Path) ->
     except RuntimeError as error:
         reason = join_lines(error)[:200]
         raise UserError(f"the weights in {path} do not fit the configured network: {reason}") from error
-    if CALIBRATION_KEY in checkpoint:
-        module.calibration = Calibration.from_plain(checkpoint[CALIBRATION_KEY])
+    kept = checkpoint.get(CALIBRATION_KEY)
+    module.calibration = Calibration() if kept is None else Calibration.from_plain(kept)

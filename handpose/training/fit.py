@@ -47,6 +47,7 @@ from handpose.files import write_json
 from handpose.heatmaps import CameraAxes, ImageAxes
 from handpose.metrics.validation import make_target_metric
 from handpose.training.build import build_training
+from handpose.training.calibration import Calibration
 from handpose.training.callbacks import ConfiguredOptimizer
 from handpose.training.checkpoints import (
     CALIBRATION_KEY,
@@ -104,6 +105,8 @@ def train_and_test(config: DictConfig, folders: RunFolders | None = None, *, qui
     prepared = prepare_run(config, stage="test" if config.test else None, checkpoint=checkpoint, quiet=quiet)
     folders = folders or prepare_folders(config)
     if config.test:
+        if checkpoint is not None and checkpoint.parent == folders.checkpoints:  # a run that ended before its test
+            _calibrate_later(config, prepared, quiet=quiet)
         metrics = _test(config, prepared, folders, quiet=quiet)
         hand_size = describe_hand_size(prepared, prepared.data.splits.test)
         return RunResult(folders, None, checkpoint, metrics, hand_size, prepared.data.image_size)
@@ -226,6 +229,7 @@ def prepare_run(
         load_weights(module, weights, checkpoint)
     if initial is not None:
         load_weights(module, initial, Path(config.model.weights))
+        module.calibration = Calibration()  # that of another training
     if stage != "test":
         module.augment.check_files()
     data.setup(stage)
@@ -406,6 +410,15 @@ def _explain_how_to_resume(config: DictConfig, trainer: pl.Trainer) -> str:
     weights_override = " model.weights=null" if config.model.weights is not None else ""
     checkpoint = shlex.quote(quote_override("model.checkpoint_path", str(saved.last)))
     return f"interrupted; to resume, give the same command and {checkpoint}{weights_override}"
+
+
+def _calibrate_later(config: DictConfig, prepared: PreparedRun, *, quiet: bool) -> None:
+    """Calibrate a network whose training has ended without it, if a validation split was held out."""
+    if config.train_on_val or prepared.module.calibration != Calibration():
+        return
+    prepared.data.setup("fit")
+    if not prepared.data.splits.val.is_flat:
+        _calibrate(config, prepared, quiet=quiet)
 
 
 def _calibrate(config: DictConfig, prepared: PreparedRun, *, quiet: bool) -> None:

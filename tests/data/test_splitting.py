@@ -44,3 +44,10 @@ def test_every_third_frame_of_each_sequence():
     sequences = np.array(["a", "b", "a", "a", "b", "a", "a", "b", "b"])
     assert keep_every(sequences, 3).tolist() == [0, 1, 5, 8]
     assert keep_every(sequences, 1).tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_large_group_is_not_held_out_instead_of_a_small_fraction(seed):
+    groups = np.repeat(["large", "small", "tiny"], [900, 50, 50])
+    held_out = choose_groups(groups, val_fraction=0.1, split_seed=seed, what="groups")
+    assert held_out.mean() == pytest.approx(0.1)

@@ -53,3 +53,9 @@ def test_the_picture_can_be_read(tmp_path):
     draw_confidence(tmp_path / "confidence.png", compute_confidence_scores(OBSERVED, OBSERVED))
     with Image.open(tmp_path / "confidence.png") as picture:
         assert picture.width > 800
+
+
+def test_equal_expected_errors_gain_nothing_even_if_the_joints_are_sorted():
+    observed = np.sort(OBSERVED, axis=None).reshape(OBSERVED.shape)
+    scores = compute_confidence_scores(np.ones_like(observed), observed)
+    assert scores["gain_without_least_confident"] == pytest.approx(0.0, abs=0.03)

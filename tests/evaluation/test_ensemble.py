@@ -116,3 +116,24 @@ def test_networks_of_another_kind_of_input_or_output_are_refused(write_checkpoin
 
 def test_one_network_is_no_ensemble(checkpoints):
     assert type(read_networks(checkpoints[:1]).module) is type(read_network(checkpoints[0]).module)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"checkpoints": [1]}', '{"checkpoints": []}'])
+def test_a_folder_with_damaged_metrics_is_refused(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(UserError, match=r"a folder without combined networks"):
+        list_checkpoints([tmp_path])
+
+
+def test_several_networks_need_a_folder_for_their_scores(checkpoints, capsys):
+    with pytest.raises(SystemExit):
+        evaluate([*name_all(checkpoints), *WITHOUT_PROGRESS])
+    assert "give --output FOLDER" in capsys.readouterr().err
+
+
+def test_networks_with_other_axes_are_not_evaluated_together(write_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    paths = [write_checkpoint(), write_checkpoint("heatmap=camera_axes")]
+    with pytest.raises(SystemExit):
+        evaluate([*name_all(paths), "--output", str(tmp_path / "out"), *WITHOUT_PROGRESS])
+    assert "cannot predict together" in capsys.readouterr().err

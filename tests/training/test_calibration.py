@@ -98,3 +98,12 @@ def test_the_module_predicts_its_joints_and_errors_in_metres(write_checkpoint):
         module.calibration = module.calibration.scale(2.0)
         assert torch.allclose(module.predict(view, scale_m).error_m, 2 * found.error_m)
     assert project(found.xyz_m, view.intrinsics).shape == (2, 21, 2)
+
+
+def test_images_that_do_not_suffice_leave_the_network_uncalibrated():
+    variances = np.full((3, 21, 3), 1e-3)
+    errors = np.full((3, 21, 3), 0.01)
+    errors[..., 2] = np.nan  # no joint inside the image along an axis
+    assert fit_calibration(variances, errors) == Calibration()
+    sample = CalibrationSample(variances, errors, np.ones((3, 21, 3)), np.ones((3, 21)))
+    assert calibrate(sample) == Calibration()

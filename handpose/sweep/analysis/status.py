@@ -1,5 +1,6 @@
 """Shows the status of a sweep from its files, from another process; nothing is locked or changed."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from handpose.report.terminal import SweepClock, render_sweep
 from handpose.report.trial_table import TrialRow
 from handpose.report.utilisation import Utilisation, combine, judge
 from handpose.schedulers.scheduler import Fifo
+from handpose.sweep.analysis.read_sweep import read_combined_seeds
 from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.record.events import EVENTS_FILE, Event, SweepClosed, SweepOpened, SweepSteered, read_events
 from handpose.sweep.record.settings import STOP_WHEN_KEY, SweepSettings, format_resume_command, restore_settings
@@ -229,26 +231,32 @@ def _describe_later_steps(folder: Path, metric: str) -> list[str]:
         lines.append(f"confirmed   {winner['label']}: mean {mean}{interval or ', no interval'}")
     retraining = folder / "retrain"
     if (retraining / "metrics.json").is_file():
-        lines.append(_describe_retrained(read_json(retraining / "metrics.json")["metrics"], metric))
-    elif (retraining / "config.yaml").is_file():
-        lines.append(_describe_retraining(retraining, metric))
+        combined = read_combined_seeds(retraining)
+        metrics = read_json(retraining / "metrics.json")["metrics"] if combined is None else combined.mean
+        lines.append(_describe_retrained(metrics, metric))
+    for place in (retraining, *sorted(retraining.glob("seed_*"))):
+        if (place / "config.yaml").is_file() and not (place / "metrics.json").is_file():
+            lines.append(_describe_retraining(place, metric))
     return ["", *lines] if lines else []
 
 
 def _describe_retrained(metrics: Mapping[str, float | None], metric: str) -> str:
     tested = get_test_name(metric)
     value = metrics.get(tested)
-    return "retrained" if value is None else f"retrained   test {format_metric(tested, value)}"
+    if value is None or not math.isfinite(value):
+        return "retrained"
+    return f"retrained   test {format_metric(tested, value)}"
 
 
 def _describe_retraining(folder: Path, metric: str) -> str:
     """Describe the progress of the retraining, from its TensorBoard log."""
     max_epochs = read_yaml(folder / "config.yaml")["trainer"]["max_epochs"]
+    seed = f"{folder.name.replace('_', ' ')}, " if folder.name.startswith("seed_") else ""
     log = EventAccumulator(str(folder / "tensorboard"), size_guidance={SCALARS: 1})
     if not (folder / "tensorboard").is_dir() or metric not in log.Reload().Tags()["scalars"]:
-        return f"retraining  epoch 0/{max_epochs}"
+        return f"retraining  {seed}epoch 0/{max_epochs}"
     last = log.Scalars(metric)[-1]
-    return f"retraining  epoch {last.step}/{max_epochs}, validation {format_metric(metric, last.value)}"
+    return f"retraining  {seed}epoch {last.step}/{max_epochs}, validation {format_metric(metric, last.value)}"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

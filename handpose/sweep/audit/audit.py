@@ -224,7 +224,8 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
     written, now = (fill_in_modes(flatten_config(each)) for each in (record["config"], to_plain_values(task.config)))
     for key in {**written, **now}:
         is_compared = key.startswith(_COMPARED) and not key.startswith(_IGNORED_KEYS)
-        if is_compared and written.get(key) != now.get(key):
+        # Sweeps of earlier versions lack the keys that came later.
+        if is_compared and key in written and written[key] != now.get(key):
             yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but its overrides give {now.get(key)}")
     for key, value in task.fixed.items():
         if not is_same(value, task.defaults.get(key.lstrip("+"))):

@@ -15,12 +15,14 @@ from handpose.config import compose, quote_override
 from handpose.evaluation.ensemble import combine_split_predictions
 from handpose.evaluation.predict import SplitPredictions
 from handpose.evaluation.submission import EXPECTED_ERRORS_FILE, read_course, read_expected_errors
-from handpose.files import read_json
+from handpose.files import read_json, write_json
 from handpose.sweep.analysis.read_sweep import COMBINED_FOLDER
 from handpose.sweep.record.settings import RetrainSettings
 from handpose.sweep.selection.retrain import Retraining
 from handpose.training.checkpoints import read_best_loss
 from handpose.training.fit import write_test_results
+
+PREDICTIONS_FILE = "test_preds.json.gz"
 
 
 def retrain_over_seeds(
@@ -92,18 +94,24 @@ def _combine(folder: Path, seeds: Sequence[int], settings: RetrainSettings) -> N
         **summarise_metrics([record["metrics"] for record in records]),
     }
     file = place / "metrics.json"
-    if file.is_file() and about.items() <= read_json(file).items():
+    newest = max((run.place / "metrics.json").stat().st_mtime for run in runs)
+    if file.is_file() and file.stat().st_mtime >= newest and about.items() <= read_json(file).items():
         return
     place.mkdir(exist_ok=True)
+    if not all((run.place / PREDICTIONS_FILE).is_file() for run in chosen):  # of a test split with 2-D keypoints
+        write_json(file, {**about, "metrics": {}}, indent=2)
+        return
     predicted = combine_split_predictions([_read_predictions(run.place) for run in chosen])
     checkpoint = _find_tested_checkpoint(chosen[0])
-    config = compose("train", [quote_override("best", str(folder / "best.yaml"))])
+    config = compose(
+        "train", [quote_override("best", str(folder / "best.yaml")), *runs[0].list_overrides(use_val=settings.use_val)]
+    )
     write_test_results(config, checkpoint, place, predicted, about)
 
 
 def _read_predictions(place: Path) -> SplitPredictions:
     """Read the test predictions of a retraining. Those of earlier versions have no expected errors."""
-    xyz_m, file = read_course(place / "test_preds.json.gz"), place / EXPECTED_ERRORS_FILE
+    xyz_m, file = read_course(place / PREDICTIONS_FILE), place / EXPECTED_ERRORS_FILE
     return SplitPredictions(xyz_m, read_expected_errors(file) if file.is_file() else np.full(xyz_m.shape[:2], np.nan))
 
 

@@ -133,7 +133,8 @@ def test_the_metrics_are_means_with_their_standard_deviation(folder, retrained):
 
 def test_what_is_combined_is_not_combined_again_unless_it_changes(folder, retrained):
     run(folder, retrained)
-    run(folder, retrained)
+    keep = lambda **options: {}  # noqa: E731
+    retrain_over_seeds(folder, RetrainSettings(use_val=False, seeds=3, predict="ensemble"), keep)
     assert len(retrained.written) == 1
     run(folder, retrained, predict="first")
     run(folder, retrained, seeds=2, predict="first")
@@ -191,3 +192,17 @@ def test_files_that_are_damaged_are_named(folder, retrained):
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"combined/metrics\.json"):
         read_combined_seeds(folder / "retrain")
+
+
+def test_of_2_d_keypoints_only_the_metrics_are_combined(folder, retrained):
+    def retrain(**options):
+        metrics = retrained.run(folder, **options)
+        place = "retrain" if options["seed"] is None else f"retrain/seed_{options['seed']}"
+        (folder / place / "test_preds.json.gz").unlink()
+        return metrics
+
+    retrain_over_seeds(folder, RetrainSettings(use_val=False, seeds=2, predict="ensemble"), retrain)
+    assert retrained.written == []
+    combined = read_combined_seeds(folder / "retrain")
+    assert combined.mean["test/pa_mpjpe_mm"] == pytest.approx(10.5)
+    assert combined.metrics == {}
