@@ -29,6 +29,7 @@ from handpose.files import check_output_file, write_atomically, write_json
 from handpose.geometry import project
 from handpose.program import exit_on_user_error, make_parser
 from handpose.training.build import build_data
+from handpose.training.calibration import Calibration
 from handpose.training.checkpoints import read_checkpoint
 from handpose.training.fit import describe_hand_size, predict_loader, prepare_run
 from handpose.utf8 import use_utf8
@@ -57,6 +58,7 @@ class _Predictions(NamedTuple):
     xyz_m: NDArray[np.float64]  # (N, K, 3) predicted joints in metres
     error_m: NDArray[np.float64]  # (N, K) expected errors in metres; NaN if they are not known
     hand_size: str  # where it comes from, in words
+    is_calibrated: bool = False  # whether the expected errors are, of all networks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +137,8 @@ def _predict_with_checkpoints(paths: Sequence[Path], split: Split, overrides: Se
         if predicted.data.fingerprint != first.data.fingerprint:
             raise UserError(f"{path} was trained on other data than {checkpoints[0]}; give data=... data.root=...")
     combined = combine_split_predictions([SplitPredictions(each.xyz_m, each.error_m) for each in predictions])
-    return first._replace(xyz_m=combined.xyz_m, error_m=combined.error_m)
+    is_calibrated = all(each.is_calibrated for each in predictions)
+    return first._replace(xyz_m=combined.xyz_m, error_m=combined.error_m, is_calibrated=is_calibrated)
 
 
 def _predict_with_checkpoint(path: Path, split: Split, overrides: Sequence[str]) -> _Predictions:
@@ -149,7 +152,8 @@ def _predict_with_checkpoint(path: Path, split: Split, overrides: Sequence[str])
     batches = OrderedBatches(dataset, batch_size=prepared.data.batch_size)
     loader = DataLoader(dataset, batch_size=None, sampler=batches)
     predicted = predict_loader(config, prepared, loader, quiet=False)
-    return _Predictions(prepared.data, dataset, *predicted, describe_hand_size(prepared, dataset.annotations))
+    hand_size, calibration = describe_hand_size(prepared, dataset.annotations), prepared.module.calibration
+    return _Predictions(prepared.data, dataset, *predicted, hand_size, calibration != Calibration())
 
 
 def _read_prediction_file(path: Path, split: Split, overrides: Sequence[str]) -> _Predictions:
@@ -195,7 +199,7 @@ def _open_dataset(data: HandDataModule, split: Split) -> PackedHands:
 
 def _evaluate(predicted: _Predictions, split: Split, folder: Path) -> dict[str, Any]:
     """Compute the scores, and write the predictions, the curve and the pictures to the folder. Return the scores."""
-    data, dataset, xyz_m, error_m, _ = predicted
+    data, dataset, xyz_m, error_m, *_ = predicted
     truth_m, training_m = dataset.annotations.xyz_m, data.splits.train.xyz_m
     assert truth_m is not None
     if training_m is None:
@@ -215,7 +219,7 @@ def _evaluate(predicted: _Predictions, split: Split, folder: Path) -> dict[str, 
     }
     draw_pck(folder / "pck.png", curves)
     if confidence := compute_confidence_scores(1000.0 * error_m, errors.root_relative_mm):
-        result["confidence"] = confidence
+        result["confidence"] = confidence | {"is_calibrated": predicted.is_calibrated}
         draw_confidence(folder / "confidence.png", confidence)
     _draw_hands(folder / "hands.png", predicted, truth_m, errors, names)
     return result

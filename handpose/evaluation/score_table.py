@@ -71,6 +71,8 @@ def _format_confidence(scores: Mapping[str, Any]) -> Iterator[str]:
     confidence = scores.get("confidence")
     if confidence is None:
         return
+    if not confidence["is_calibrated"]:
+        yield "The expected errors are not calibrated: they tell which joints are less certain, but not by how much."
     yield (
         f"Expected error of a joint, relative to the root: {confidence['mean_expected_mm']:.2f} mm on average, and "
         f"really {confidence['mean_observed_mm']:.2f} mm (in ten groups of joints, the two differ by "

@@ -34,6 +34,8 @@ def test_a_checkpoint_is_evaluated_on_the_data_it_was_trained_on(evaluate, check
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"confidence.png", "evaluation.json", "hands.png", "pck.png", "test_preds.json.gz"}
     confidence = result["confidence"]
+    assert not confidence["is_calibrated"]
+    assert "The expected errors are not calibrated" in told
     assert f"relative to the root: {confidence['mean_expected_mm']:.2f} mm on average" in told
     assert f"the mean error is {confidence['gain_without_least_confident']:.0%} lower" in told
     with Image.open(tmp_path / "out/hands.png") as picture:

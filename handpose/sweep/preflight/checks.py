@@ -136,6 +136,11 @@ def check_space(space: Space, overrides: Sequence[str], *, num_workers: int = 1)
             config = split_batch(compose("train", add_param_overrides(overrides, params)), num_workers)
         except UserError as error:
             raise UserError(f"{space.file}: {error}") from error
+        if config.test or config.resume:
+            raise UserError(
+                "test=true and resume=true are for train.py; a sweep is resumed by sweep.resume=FOLDER, and its winner "
+                "is tested at its end"
+            )
         if config.train_on_val:
             raise UserError(
                 "train_on_val=true leaves no validation split to compare trials by; retrain.use_val=true uses it "

@@ -602,6 +602,12 @@ def test_trials_cannot_be_chosen_by_what_they_are_trained_on(write_space, text):
         check_space(write_space(text), given)
 
 
+@pytest.mark.parametrize("given", ["test=true", "resume=true"])
+def test_what_only_tests_or_resumes_one_training_is_no_sweep(write_space, given):
+    with pytest.raises(UserError, match=r"test=true and resume=true are for train\.py; .* sweep\.resume=FOLDER"):
+        check_space(write_space("optimizer.lr: interval(0.1, 1)"), [given])
+
+
 def test_loaders_of_all_trials_are_compared_with_shared_memory(tmp_path, write_space, monkeypatch):
     usage = SimpleNamespace(total=64e6, used=0, free=16_000_000)
     monkeypatch.setattr("handpose.data.shared_memory.shutil.disk_usage", lambda path: usage)
