@@ -11,7 +11,7 @@ class FragileCostProbe:
     def wait_until_ready(self):
         pass
 
-    def measure_cost(self, overrides, params, data, *, num_steps, weights, num_workers=1, gpus=0.0):
+    def measure_cost(self, overrides, params, data, *, num_steps, weights, num_workers=1, gpus=0.0, latency_of=None):
         if params.get("kills"):
             os._exit(1)
         if params.get("hangs"):
@@ -25,7 +25,7 @@ class SteadyCostProbe:
     def wait_until_ready(self):
         pass
 
-    def measure_cost(self, overrides, params, data, *, num_steps, weights, num_workers=1, gpus=0.0):
+    def measure_cost(self, overrides, params, data, *, num_steps, weights, num_workers=1, gpus=0.0, latency_of=None):
         if params.get("kills"):
             os._exit(1)
         return SimpleNamespace(step_s=0.5)
