@@ -101,22 +101,19 @@ def retrain_winner(
             remains to choose the best one by.
         epoch_s: seconds that an epoch takes on one device, for the expected time that is printed. None: unknown.
         trial_epochs: epochs that the trial of the winner has trained.
-        repeats_shortened: whether a retraining that a budget has ended before its last epoch is done again. The earlier
-            one is kept like that of another winner.
+        repeats_shortened: whether a retraining that a budget has shortened is done again; the earlier one is kept.
         find_nodes: called with the batch size. Its context holds nodes of the cluster that retrain instead of this
             machine, or None.
         find_end: called with the number of GPUs. Returns when the retraining has to be finished, in seconds since the
             epoch; infinity if there is no limit. None: it trains all its epochs.
 
-    Returns:
-        Metrics of the training and of the test.
+    Returns the metrics of the training and of the test.
 
     Raises:
         UserError: the retraining failed.
         SweepInterruptedError: it was interrupted.
     """
-    run = Retraining(folder, seed)
-    place = run.place
+    place = (run := Retraining(folder, seed)).place
     winner = _read_winner(run, use_val=use_val)
     if _is_of_another_winner(place, winner):
         _check_time_left(place, find_end)
