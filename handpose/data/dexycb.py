@@ -14,7 +14,7 @@ authors' toolkit, github.com/NVlabs/dex-ycb-toolkit (README, dex_ycb_toolkit/dex
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from pydantic import Field
 from handpose.data.crops import FrameHands, cut_out_hands, describe_left_out, find_cut_off, project_points
 from handpose.data.label_files import Arrays, check_root, map_files, read_arrays, to_array
 from handpose.data.pictures import check_picture_size
-from handpose.data.sample import Annotations, ImageFiles, Splits
+from handpose.data.sample import Annotations, ImageFiles, Splits, number_poses
 from handpose.errors import UserError, join_lines
 from handpose.skeleton import NUM_JOINTS
 from handpose.yaml_files import load_yaml
@@ -119,12 +119,7 @@ class DexYcb:
         train, train_notes = self._read_split(videos["train"], cameras, "train")
         val, val_notes = self._read_split(videos["val"], cameras, "val")
         test, test_notes = self._read_split(videos["test"], cameras, "test")
-        return Splits(
-            train=train,
-            val=replace(val, pose=val.pose + len(train)),
-            test=replace(test, pose=test.pose + len(train) + len(val)),
-            notes=(*train_notes, *val_notes, *test_notes),
-        )
+        return number_poses(train, val, test, notes=(*train_notes, *val_notes, *test_notes))
 
     def _read_split(
         self, videos: Sequence[Video], cameras: dict[str, NDArray[np.float64]], split: Split

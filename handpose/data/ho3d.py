@@ -18,7 +18,7 @@ same letters may be the same recording, so validation holds them out together.
 
 import re
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -45,7 +45,7 @@ from handpose.data.label_files import (
     to_array,
 )
 from handpose.data.pictures import check_picture_size
-from handpose.data.sample import Annotations, ImageFiles, Splits
+from handpose.data.sample import Annotations, ImageFiles, Splits, number_poses
 from handpose.data.splitting import choose_groups, keep_every
 from handpose.errors import UserError
 from handpose.skeleton import NUM_JOINTS
@@ -109,12 +109,7 @@ class Ho3d:
         train, train_notes = self._read_training(root, frames[~in_val], "training")
         val, val_notes = self._read_training(root, frames[in_val], "validation")
         test = self._read_evaluation(root)
-        return Splits(
-            train=train,
-            val=replace(val, pose=val.pose + len(train)),
-            test=replace(test, pose=test.pose + len(train) + len(val)),
-            notes=(*train_notes, *val_notes),
-        )
+        return number_poses(train, val, test, notes=(*train_notes, *val_notes))
 
     def _read_training(self, root: Path, frames: NDArray[np.str_], split: str) -> tuple[Annotations, tuple[str, ...]]:
         files = _list_files(root / "train", frames, "meta", ".pkl")

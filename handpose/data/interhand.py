@@ -18,7 +18,7 @@ The training, validation and test splits are the published ones.
 """
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,7 +28,7 @@ from pydantic import Field
 
 from handpose.data.crops import FrameHands, cut_out_hands, describe_left_out, find_cut_off
 from handpose.data.label_files import Arrays, check_root, read_arrays, read_json, to_array
-from handpose.data.sample import Annotations, ImageFiles, Splits
+from handpose.data.sample import Annotations, ImageFiles, Splits, number_poses
 from handpose.data.splitting import keep_every
 from handpose.errors import UserError
 from handpose.skeleton import NUM_JOINTS
@@ -77,12 +77,7 @@ class InterHand:
         train, train_notes = self._read_split(root, "train")
         val, val_notes = self._read_split(root, "val")
         test, test_notes = self._read_split(root, "test")
-        return Splits(
-            train=train,
-            val=replace(val, pose=val.pose + len(train)),
-            test=replace(test, pose=test.pose + len(train) + len(val)),
-            notes=(*train_notes, *val_notes, *test_notes),
-        )
+        return number_poses(train, val, test, notes=(*train_notes, *val_notes, *test_notes))
 
     def _read_split(self, root: Path, split: Split) -> tuple[Annotations, tuple[str, ...]]:
         """Read a split. The test split keeps hands that are cut off, because published results include them."""

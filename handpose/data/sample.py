@@ -161,3 +161,13 @@ class Splits:
     val: Annotations
     test: Annotations
     notes: tuple[str, ...] = ()
+
+
+def number_poses(train: Annotations, val: Annotations, test: Annotations, *, notes: tuple[str, ...]) -> Splits:
+    """Join splits whose poses are each numbered from 0 and occur in one image: no two splits share a number then."""
+    return Splits(
+        train=train,
+        val=replace(val, pose=val.pose + len(train)),
+        test=replace(test, pose=test.pose + len(train) + len(val)),
+        notes=notes,
+    )

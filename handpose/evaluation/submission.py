@@ -23,6 +23,7 @@ from handpose.skeleton import AIT_FROM_FREIHAND, FREIHAND_FROM_AIT, NUM_JOINTS
 COURSE_DECIMALS_MM = 4
 OFFICIAL_DECIMALS_M = 7
 _ERROR_DECIMALS_MM = 2
+PREDICTIONS_FILE = "test_preds.json.gz"
 EXPECTED_ERRORS_FILE = "test_expected_errors.json.gz"
 """File of the expected errors of test predictions, beside them."""
 NUM_VERTICES = 778

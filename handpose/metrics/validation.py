@@ -7,6 +7,7 @@ logged as val/pa_mpjpe_mm. The direction is `higher_is_better` of the class.
 import difflib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,8 @@ def make_target_metric(name: str, mode: Mode | None, *, group: str) -> TargetMet
             f"{group}.mode"
         )
     return TargetMetric(name, better)
+
+
+def is_measured_in_image_only(metrics: Mapping[str, Any]) -> bool:
+    """Return whether test metrics are those of 2-D keypoints, of which no predictions in millimetres are written."""
+    return "test/keypoint_error_px" in metrics and "test/pa_mpjpe_mm" not in metrics

@@ -7,6 +7,7 @@ from typing import Any
 
 from handpose.config import quote_override
 from handpose.metrics.official import format_official_pa_mpjpe
+from handpose.metrics.validation import is_measured_in_image_only
 from handpose.plain_values import is_equal
 from handpose.report.formatting import format_interval, format_metric, format_metric_value, format_value
 from handpose.report.sweep_record import CombinedSeeds
@@ -54,8 +55,7 @@ def format_summary(
         )
         lines.append(f"            checkpoints/ of trials, {held:.2f} of {budget:g} GB; {use}")
     if retrained is not None:
-        is_flat = "test/keypoint_error_px" in retrained and "test/pa_mpjpe_mm" not in retrained
-        predictions = "" if is_flat else "test_preds.json.gz, pred.zip, "
+        predictions = "" if is_measured_in_image_only(retrained) else "test_preds.json.gz, pred.zip, "
         lines.append(f"            {folder / 'retrain'}: checkpoints/, {predictions}metrics.json")
     if combined is not None:
         others = ", ".join(f"seed_{seed}/" for seed in combined.seeds[1:])

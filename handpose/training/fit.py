@@ -39,6 +39,7 @@ from handpose.evaluation.predict import (
 )
 from handpose.evaluation.submission import (
     EXPECTED_ERRORS_FILE,
+    PREDICTIONS_FILE,
     write_course,
     write_expected_errors,
     write_official,
@@ -468,7 +469,7 @@ def write_test_results(
 @rank_zero_only
 def _write_predictions(folder: Path, data: HandDataModule, predicted: SplitPredictions, record: dict[str, Any]) -> None:
     if not data.splits.test.is_flat:  # without a camera, predictions in metres would have no meaning
-        write_course(folder / "test_preds.json.gz", predicted.xyz_m)
+        write_course(folder / PREDICTIONS_FILE, predicted.xyz_m)
         write_official(folder / "pred.zip", predicted.xyz_m)
         write_expected_errors(folder / EXPECTED_ERRORS_FILE, predicted.error_m)
     write_hand_pictures(folder, data.test_dataloader().dataset, predicted)  # type: ignore[arg-type]

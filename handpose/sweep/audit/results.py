@@ -20,7 +20,9 @@ from omegaconf import DictConfig
 
 from handpose.config import parse_override_value
 from handpose.errors import UserError
+from handpose.evaluation.submission import PREDICTIONS_FILE
 from handpose.files import read_json
+from handpose.metrics.validation import is_measured_in_image_only
 from handpose.report.trial_table import TrialTable
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.analysis.read_sweep import COMBINED_FOLDER
@@ -56,7 +58,7 @@ from handpose.sweep.trainable.trial import add_param_overrides
 from handpose.yaml_files import read_yaml
 
 _RUNS, _CONFIRMED = f"{CONFIRM_FOLDER}/{EVENTS_FILE}", f"{CONFIRM_FOLDER}/{CONFIRM_FILE}"
-_BEST, _PREDICTIONS, _ARCHIVE = "best.yaml", "test_preds.json.gz", "pred.zip"
+_BEST, _PREDICTIONS, _ARCHIVE = "best.yaml", PREDICTIONS_FILE, "pred.zip"
 
 
 def audit_results(audited: AuditedSweep, replayed: ReplayResult) -> Iterator[AuditFinding]:
@@ -358,16 +360,11 @@ def _audit_combined_seeds(place: Path) -> Iterator[AuditFinding]:
                 yield Wrong(f"{name}/metrics.json: {key} is {content[key]}, but the retrainings give {value}")
         if not is_same_value(list(content["seeds"].values()), there):
             yield Wrong(f"{name}/metrics.json has other metrics than the retrainings")
-        if _is_flat(there[0]):
+        if is_measured_in_image_only(there[0]):
             return
     except (UserError, OSError, KeyError, TypeError) as error:
         yield Wrong(f"{name}/metrics.json cannot be compared with the retrainings ({error!r})")
     yield from _audit_predictions(combined, name)
-
-
-def _is_flat(metrics: Mapping[str, Any]) -> bool:
-    """Return whether a test split has 2-D keypoints only, of which no predictions in millimetres are written."""
-    return "test/keypoint_error_px" in metrics and "test/pa_mpjpe_mm" not in metrics
 
 
 def _is_intact_archive(file: Path) -> bool:
@@ -427,7 +424,7 @@ def _audit_retrain_metrics(place: Path, folder: Path, metrics: Any) -> Iterator[
     checkpoint = place / "checkpoints" / Path(str(metrics.get("checkpoint"))).name
     if not checkpoint.is_file():
         yield Lost(f"{name}/metrics.json names the checkpoint {checkpoint.name}, which is missing")
-    if not _is_flat(metrics["metrics"]):
+    if not is_measured_in_image_only(metrics["metrics"]):
         yield from _audit_predictions(place, name)
     if not (folder / REPORT_FILE).is_file():
         yield Lost(f"{REPORT_FILE} is missing, although {name}/metrics.json exists")

@@ -14,15 +14,13 @@ import numpy as np
 from handpose.config import compose, quote_override
 from handpose.evaluation.ensemble import combine_split_predictions
 from handpose.evaluation.predict import SplitPredictions
-from handpose.evaluation.submission import EXPECTED_ERRORS_FILE, read_course, read_expected_errors
+from handpose.evaluation.submission import EXPECTED_ERRORS_FILE, PREDICTIONS_FILE, read_course, read_expected_errors
 from handpose.files import read_json, write_json
 from handpose.sweep.analysis.read_sweep import COMBINED_FOLDER
 from handpose.sweep.record.settings import RetrainSettings
 from handpose.sweep.selection.retrain import Retraining
 from handpose.training.checkpoints import read_best_loss
 from handpose.training.fit import write_test_results
-
-PREDICTIONS_FILE = "test_preds.json.gz"
 
 
 def retrain_over_seeds(
