@@ -310,6 +310,7 @@ def shell_result(tmp_path_factory):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120), folder
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_shell_is_a_sentence_and_a_status(shell_result):
     run, folder = shell_result
     assert (run.returncode, run.stdout) == (2, "")

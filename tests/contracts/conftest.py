@@ -51,10 +51,16 @@ class Option(NamedTuple):
         return " ".join([self.name, *(f"{name}={value}" for name, value in self.values)])
 
 
+SLOW = {("scheduler", "freeze_thaw")}
+"""Options that take seconds for what others do in milliseconds."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for argument, group in GROUPS.items():
         if argument in metafunc.fixturenames:
-            metafunc.parametrize(argument, list_options(group), ids=str)
+            slow = {option: pytest.mark.slow for option in list_options(group) if (group, option.name) in SLOW}
+            options = [pytest.param(option, marks=slow.get(option, ())) for option in list_options(group)]
+            metafunc.parametrize(argument, options, ids=str)
 
 
 @functools.cache

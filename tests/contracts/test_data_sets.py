@@ -1,5 +1,6 @@
 """What every data set in configs/data keeps to: three splits of pictures with labels that belong together."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +45,25 @@ SMALL = {
 }
 
 
+@pytest.fixture(scope="module")
+def write_example(tmp_path_factory):
+    """Writes the example of a layout once: a thousand folders for DexYCB."""
+
+    @functools.cache
+    def write(name):
+        root = tmp_path_factory.mktemp(name) / "data"
+        if EXAMPLES[name]:
+            EXAMPLES[name](root)
+        return root
+
+    return write
+
+
 @pytest.fixture
-def data(data_set, tmp_path):
+def data(data_set, tmp_path, write_example):
     root = compose("train", data_set.overrides).data.root
     if data_set.name in EXAMPLES:
-        root = tmp_path / "data"
-        if write := EXAMPLES[data_set.name]:
-            write(root)
+        root = write_example(data_set.name)
     elif not Path(root).is_dir():
         pytest.skip(f"there is no {root} to read; give MP_DATA=FOLDER")
     more = SMALL.get(data_set.name, [])

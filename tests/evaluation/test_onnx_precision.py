@@ -10,6 +10,7 @@ from handpose.evaluation.onnx_precision import find_read_out_nodes, measure_prec
 from handpose.evaluation.trained_network import read_network
 
 SIDE = 64
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,7 @@ def test_a_metric_that_is_better_the_larger_it_is(make_sampler):
     assert max(list_values(trials)) > 1 - 0.115
 
 
+@pytest.mark.slow
 def test_what_takes_long_must_be_worth_it(make_sampler):
     """Deep decoders are as good as others. They are tried less often if they take ten times as long.
 
@@ -114,6 +115,7 @@ def test_what_takes_long_must_be_worth_it(make_sampler):
     assert shares[1] < shares[0] / 2
 
 
+@pytest.mark.slow
 def test_it_keeps_away_from_where_trials_fail(make_sampler):
     """Though it is better there, and half of the space fails. The best that does not fail is 12.63."""
     space, sampler_of = make_sampler()

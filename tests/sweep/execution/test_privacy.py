@@ -76,6 +76,7 @@ def test_rays_folder_is_within_a_private_one_and_goes_with_it(tmp_path, monkeypa
     assert not folder.parent.exists()
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_ray_that_runs_here_is_closed_to_others(ray_started):
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     assert get_mode(session.parents[1]) == 0o700

@@ -190,6 +190,7 @@ def test_costs_change_nothing_of_the_training_that_follows(overrides, measure, t
     assert 0 < told[1].costs["latency_ms"] < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latency_of", ["fp32", "int8"])
 def test_the_latency_may_be_that_of_the_exported_file(overrides, measure, tmp_path, monkeypatch, latency_of):
     exported = []
