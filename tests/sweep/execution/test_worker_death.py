@@ -37,6 +37,7 @@ def mortal(ray_started):
     return ray.remote(num_cpus=0)(Mortal).remote()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "said", "crashed"),
     [
@@ -80,12 +81,14 @@ def test_what_helps_is_said_where_ray_has_killed_a_worker():
     assert "killed by Ray because the memory of its node was almost full; fewer trials at a time" in death.sentence
 
 
+@pytest.mark.slow
 def test_the_log_of_a_worker_on_another_address_is_read_there(mortal, monkeypatch):
     message = error_of(mortal.die.remote(signal.SIGSEGV))
     monkeypatch.setattr(worker_death.ray.util, "get_node_ip_address", lambda: "another")
     assert diagnose_worker_death(message).is_crash
 
 
+@pytest.mark.slow
 def test_a_worker_that_exits_is_not_said_to_have_been_killed(mortal):
     assert diagnose_worker_death(error_of(mortal.leave.remote())).sentence == "the worker process exited with status 3"
 
