@@ -26,18 +26,24 @@ method without a prior are printed below the table.
 
 Ratios are geometric means over seeds, with 95 % bootstrap intervals. They describe the chance of the search and of the
 seeds of the trainings, not other data sets.
+
+All methods with 100 seeds take days. With --courses FILE every search is appended to a file of JSON lines, and searches
+that are in it are not run again, so that the tables can be made in several calls, with more seeds for methods that cost
+little. Delete the file after a change of a method. With --minutes no search begins after that time. A table has the
+methods of --methods with as many seeds as have been run.
 """
 
 import argparse
 import contextlib
 import heapq
 import itertools
+import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +85,7 @@ class World:
         best_params: the parameters of the best reference configuration.
         worst_params: those of the worst one, or of one that diverges.
         mean_training_s: mean processor seconds of a full training of a random configuration.
+        num_recorded: number of recorded trainings.
     """
 
     def __init__(self, name: str) -> None:
@@ -87,7 +94,9 @@ class World:
         recording = RECORDINGS[name]
         self.name, self.overrides = name, tuple(recording.overrides)
         self.space: Space = load_space(recording.space)
-        self.surrogate = CurveSurrogate(read_curves(CURVES / f"{name}.jsonl"), self.space)
+        curves = read_curves(CURVES / f"{name}.jsonl")
+        self.num_recorded = len(curves)
+        self.surrogate = CurveSurrogate(curves, self.space)
         sampler = RandomSampler(seed=0)
         drawn = [draw_trial(self.space, sampler)[1] for _ in range(_NUM_REFERENCE)]
         last = np.concatenate([self.surrogate.predict(drawn[k : k + 1000])[:, -1] for k in range(0, len(drawn), 1000)])
@@ -207,6 +216,77 @@ def run_once(name: str, num_slots: int, seed: int, given: argparse.Namespace) ->
         )
 
 
+class SearchKey(NamedTuple):
+    """What identifies a search, apart from the code of the method.
+
+    Attributes:
+        space: name of the recording.
+        num_recorded: number of recorded trainings from which the surrogate was made.
+        num_slots: number of slots.
+        method: name of the method.
+        seed: seed of the search.
+        start_seconds: seconds to start or resume a trial.
+        max_trainings: end of the search, in full trainings.
+    """
+
+    space: str
+    num_recorded: int
+    num_slots: int
+    method: str
+    seed: int
+    start_seconds: float
+    max_trainings: float
+
+
+class CourseFile:
+    """The searches that have been run, and the file to which they are appended.
+
+    Args:
+        path: a file of JSON lines, which may not exist yet; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._courses: dict[SearchKey, Course] = {}
+        if path is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                key, (costs, regrets, *rest) = json.loads(line)
+                numbers = {int(target): cost for target, cost in costs.items()}
+                course = Course(numbers, {int(budget): regret for budget, regret in regrets.items()}, *rest)
+                self._courses[SearchKey(*key)] = course
+
+    def __contains__(self, key: SearchKey) -> bool:
+        return key in self._courses
+
+    def add(self, key: SearchKey, course: Course) -> None:
+        """Keep a search."""
+        self._courses[key] = course
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([key, course]) + "\n")
+
+    def select(self, first: SearchKey) -> list[Course]:
+        """Return the courses of the search with the key `first` and of all with the next seeds, without a gap."""
+        keys = (first._replace(seed=seed) for seed in itertools.count(first.seed))
+        return [self._courses[key] for key in itertools.takewhile(self.__contains__, keys)]
+
+
+def run_searches(
+    pool: ProcessPoolExecutor, keys: Sequence[SearchKey], given: argparse.Namespace
+) -> Iterator[tuple[SearchKey, Course]]:
+    """Run searches in the order of their keys until the time is over, and yield each when it has ended."""
+    futures: dict[Future[Course], SearchKey] = {
+        pool.submit(run_once, key.method, num_slots=key.num_slots, seed=key.seed, given=given): key for key in keys
+    }
+    for future in as_completed(futures):
+        if not future.cancelled():
+            yield futures[future], future.result()
+        if time.monotonic() > given.end:
+            for other in futures:
+                other.cancel()
+
+
 def summarise(courses: Mapping[str, Sequence[Course]], limit_slot_s: float) -> dict[str, Any]:
     """Return the figures of each method: costs of the targets, their ratios to the baseline, and regrets."""
     rows: dict[str, Any] = {}
@@ -241,6 +321,8 @@ def _compute_ratio(
 
 def format_table(space: str, num_slots: int, rows: Mapping[str, Any]) -> str:
     """Format the figures of a space and a number of slots."""
+    if not rows:
+        return f"{space}, {num_slots} slots: no searches have been run"
     budgets = list(next(iter(rows.values()))["regret"])
     heads = [*("reached", "slot-s", "x baseline"), *("reached", "slot-s", "x baseline")]
     heads += [f"regret {budget}" for budget in budgets] + ["trials", "s/decision"]
@@ -301,27 +383,40 @@ def main() -> None:
     parser.add_argument("--start-seconds", type=float, default=1.0, help="seconds to start or resume a trial")
     parser.add_argument("--max-trainings", type=float, default=100.0, help="end of a search, in full trainings")
     parser.add_argument("--jobs", type=int, default=count_cores(), help="searches at a time; default: one per core")
+    parser.add_argument("--courses", type=Path, help="file of searches that have been run; new ones are appended")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no search begins after so many minutes")
     parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
     try:
         given.methods = select_methods(given.methods)
     except UserError as error:
         parser.error(str(error))
+    given.end = time.monotonic() + 60 * given.minutes
     results: dict[str, Any] = {}
+    done = CourseFile(given.courses)
     for space in given.spaces:
         world = World(space)
         limit_s = given.max_trainings * world.mean_training_s
         with ProcessPoolExecutor(given.jobs, initializer=_worlds.append, initargs=(world,)) as pool:
             for num_slots in given.slots:
-                run = partial(run_once, num_slots=num_slots, given=given)
-                found = {
-                    name: [pool.submit(run, name, seed=seed) for seed in range(given.seeds)] for name in given.methods
-                }
-                courses = {name: [each.result() for each in futures] for name, futures in found.items()}
-                rows = summarise(courses, limit_s)
+                key_of = partial(
+                    SearchKey,
+                    space,
+                    world.num_recorded,
+                    num_slots,
+                    start_seconds=given.start_seconds,
+                    max_trainings=given.max_trainings,
+                )
+                keys = [key_of(method=name, seed=seed) for seed in range(given.seeds) for name in given.methods]
+                if time.monotonic() < given.end:
+                    for key, course in run_searches(pool, [key for key in keys if key not in done], given):
+                        done.add(key, course)
+                courses = {name: done.select(key_of(method=name, seed=0)) for name in given.methods}
+                rows = summarise({name: found for name, found in courses.items() if found}, limit_s)
                 results.setdefault(space, {})[num_slots] = rows
                 print(format_table(space, num_slots, rows), flush=True)
-    settings = {name: value for name, value in vars(given).items() if name not in ("output", "jobs")}
+    left_out = ("output", "jobs", "courses", "minutes", "end")
+    settings = {name: value for name, value in vars(given).items() if name not in left_out}
     write_results(given.output, {"settings": settings, "spaces": results})
 
 

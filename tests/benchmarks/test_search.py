@@ -91,6 +91,18 @@ def test_regret_is_that_of_the_best_of_those_trained_longest():
     assert found.regrets[5] == pytest.approx(math.log(1.5))
 
 
+def test_searches_of_earlier_calls_are_read_up_to_the_first_one_that_is_missing(tmp_path):
+    found = simulate(Planned([("a", 1.5)] + [(number, 3.0) for number in range(20)]), max_trainings=10)
+    first = search.SearchKey("default", 4, 16, "random", 0, 1.0, 10.0)
+    written = search.CourseFile(tmp_path / "new" / "courses.jsonl")
+    for seed in (1, 0, 3):
+        written.add(first._replace(seed=seed), found._replace(num_trials=seed))
+    read = search.CourseFile(tmp_path / "new" / "courses.jsonl")
+    assert read.select(first) == [found._replace(num_trials=seed) for seed in (0, 1)]
+    assert first._replace(seed=3) in read
+    assert first._replace(num_recorded=5) not in read
+
+
 # --- surrogate --------------------------------------------------------------------------------------------------------
 
 
