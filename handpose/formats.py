@@ -44,6 +44,9 @@ RENAMED_KEYS = {
 The command line still accepts the former names, with a warning.
 """
 
+FORMER_CHOICES = {"searcher": "tpe"}  # until 2026-12
+"""A configuration group -> its default in earlier versions, which a sweep that was begun with it keeps when resumed."""
+
 FORMER_DEFAULTS = {
     "searcher.sampler.multivariate": None,  # joint with one objective, until 2026-11
     "searcher.sampler.group": True,

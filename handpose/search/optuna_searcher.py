@@ -901,13 +901,19 @@ def _make_params_key(trial: FrozenTrial) -> str:
 def _resolve_sampler(
     sampler: Callable[..., BaseSampler] | None, *, num_objectives: int
 ) -> Callable[..., BaseSampler] | None:
-    """Replace `multivariate: null` of TPE, which was the default: true with one objective, false with two.
+    """Replace CurveSampler by TPE if there are two objectives, and `multivariate: null` of TPE by a value.
 
-    Sweeps that were begun with it continue with the same proposals. `group` works only with true.
+    CurveSampler is the default, and has one objective only. `multivariate: null` was the default: true with one
+    objective, false with two. Sweeps that were begun with it continue with the same proposals. `group` works only with
+    true.
     """
-    if not isinstance(sampler, partial) or sampler.func is not TPESampler:
+    if not isinstance(sampler, partial):
         return sampler
     given = sampler.keywords
+    if sampler.func is CurveSampler and num_objectives > 1:
+        return partial(TPESampler, n_startup_trials=given.get("n_startup_trials", 8), constant_liar=True)
+    if sampler.func is not TPESampler:
+        return sampler
     if given.get("multivariate", True) is not None:
         return sampler
     together = num_objectives == 1

@@ -23,6 +23,7 @@ from handpose.config_files import CONFIGS
 from handpose.errors import UserError
 from handpose.plain_values import is_same, to_json_text
 from handpose.search import study as study_module
+from handpose.search.curve_sampler import CurveSampler
 from handpose.search.optuna_searcher import OptunaSearcher
 from handpose.search.points import place_values
 from handpose.search.searcher import TrialSnapshot
@@ -1102,6 +1103,15 @@ def test_tpe_models_parameters_together_for_one_objective_and_each_by_itself_for
         asked[name] = told(make(write_space(NUMBERS), sampler, folder=name, second_objective=second), 10)
     assert asked["null"] == asked["together" if second is None else "each"]
     assert asked["together"] != asked["each"]
+
+
+def test_with_two_objectives_the_default_sampler_is_tpe(make, write_space):
+    space = write_space(NUMBERS)
+    tpe = partial(TPESampler, n_startup_trials=4, constant_liar=True)
+    expected = run_with_two_objectives(make(space, tpe, folder="tpe", **TWO), 10)
+    sampler = instantiate(compose("tune", ["searcher.sampler.n_startup_trials=4"]).searcher.sampler)
+    assert sampler.func is CurveSampler
+    assert run_with_two_objectives(make(space, sampler, folder="default", **TWO), 10) == expected
 
 
 @pytest.mark.parametrize("name", ["nsga", "tpe", "qmc"])

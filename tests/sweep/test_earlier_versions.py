@@ -59,8 +59,9 @@ def test_its_keys_are_read_under_their_new_names(folder):
     assert not {"set_aside_after", "explosion_factor", "first"} & {*now["config"]["sweep"], *now["config"]["searcher"]}
 
 
-def test_its_sampler_keeps_the_defaults_of_its_time(folder):
+def test_its_searcher_and_sampler_keep_the_defaults_of_its_time(folder):
     task = load_recorded_task(folder, [])
+    assert task.config.searcher.sampler._target_ == "optuna.samplers.TPESampler"
     assert task.config.searcher.sampler.multivariate is None
     assert task.config.searcher.sampler.group is True
     assert {"searcher.sampler.multivariate=null", "searcher.sampler.group=true"} <= set(task.overrides)

@@ -238,7 +238,7 @@ def _audit_description(folder: Path, task: SweepTask) -> Iterator[AuditFinding]:
             yield Lost(f"sweep.yaml: locations has no {key}, but config has {written.get(key)}")
         elif str(written.get(key)) != given[key].strip("'"):
             yield Wrong(f"sweep.yaml: config has {key}={written.get(key)}, but locations has {given[key]}")
-    choices = compose_choices(record["overrides"])
+    choices = compose_choices(task.overrides)
     for group, theirs, ours in find_differences(rename_options(record["choices"]), rename_options(choices)):
         is_new = group == "budget" and group not in record["choices"]  # sweeps of earlier versions have no budget
         if not group.startswith("hydra") and not is_new:

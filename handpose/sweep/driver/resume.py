@@ -19,7 +19,7 @@ from handpose.budget import BudgetSettings
 from handpose.config import compose, list_location_overrides, override_key, quote_override, to_plain_values
 from handpose.errors import UserError, join_lines
 from handpose.files import expand_home, write_atomically
-from handpose.formats import FORMER_DEFAULTS, SWEEP_YAML_FORMAT, upgrade
+from handpose.formats import FORMER_CHOICES, FORMER_DEFAULTS, SWEEP_YAML_FORMAT, rename_options, upgrade
 from handpose.metrics.validation import get_direction
 from handpose.program import list_given_keys, list_task_overrides
 from handpose.search.space import Space, fix_params, flatten_config, list_keys, load_space, parse_space
@@ -413,12 +413,13 @@ def _read_steered_limits(folder: Path, record: Mapping[str, Any]) -> tuple[dict[
 
 
 def _list_former_defaults(record: Mapping[str, Any]) -> list[str]:
-    """Return an override for each key that has the default of an earlier version, and that is not an override yet."""
+    """Return an override for each group and key with the default of an earlier version, if none is given yet."""
     recorded = flatten_config(record["config"])
     given = {override_key(item) for item in record["overrides"]}
+    recorded |= rename_options(record["choices"])
     return [
         quote_override(key, value)
-        for key, value in FORMER_DEFAULTS.items()
+        for key, value in {**FORMER_CHOICES, **FORMER_DEFAULTS}.items()
         if key in recorded and recorded[key] == value and key not in given
     ]
 
