@@ -58,7 +58,7 @@ _THIRD_PARAMETER: dict[str, tuple[str, Any]] = {
 """Space -> the third parameter that matters, and its best value."""
 
 _SCHEDULERS = {"fifo": ("fifo", "stop"), "asha stop": ("asha", "stop"), "asha promote": ("asha", "promote")}
-_SEARCHERS = {"random": "random", "tpe": "optuna", "gp": "gp"}
+_SEARCHERS = {"random": "random", "tpe": "tpe", "curves": "curves", "gp": "gp"}
 
 
 class SweepKind(NamedTuple):
