@@ -33,6 +33,7 @@ from handpose.sweep.storage.stored_sweep import (
     EVENT_CHUNKS_FOLDER,
     EVENT_LOGS,
     count_whole_line_bytes,
+    is_excluded,
     list_synced_files,
     read_byte_range,
     restore_folder,
@@ -51,6 +52,7 @@ _ANSWERS_EVERY_S = 0.5
 _MAX_DELAY_S = 60.0
 _FINAL_TIMEOUT_S = 300.0
 _NUM_THREADS = 8
+_UNKNOWN_STATE = (0, 0)
 _RETRY_NOTE = "; the sweep continues and is copied when the store answers again"
 
 
@@ -98,12 +100,18 @@ class FolderSync:
             self._lease.acquire()
             with self._keep_lease():
                 self._copied_bytes = restore_folder(self._store, self._folder)
+                self._copied_files = self._find_stored_files()
                 self._copy_events()
                 self._control.connect()
         except LeaseLostError as error:
             raise UserError(str(error)) from error
         except OSError as error:
             raise UserError(f"sweep.storage: {self._store} does not answer ({summarise_store_error(error)})") from error
+
+    def _find_stored_files(self) -> dict[str, tuple[int, int]]:
+        """List the files that the store and the folder have, so that a file that is deleted now is deleted in both."""
+        names = (name for name in self._store.list_files() if not is_excluded(name))
+        return {name: _UNKNOWN_STATE for name in names if (self._folder / name).is_file()}
 
     def add_checkpoint_files(self, folder: Path) -> StoreFiles:
         """Open the checkpoints of this sweep or of its confirmation.

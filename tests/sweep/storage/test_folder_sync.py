@@ -159,6 +159,25 @@ def test_everything_a_user_wants_is_in_the_store_at_the_end_and_nothing_else(sim
     assert names == {"sweep.yaml", "study/journal.log", "tensorboard/trial_0000/events"}
 
 
+def test_a_file_that_an_earlier_process_has_copied_is_deleted_in_the_store_too(tmp_path):
+    store = ObjectStore(f"file://{tmp_path}/store")
+    folder = tmp_path / "sweep"
+    for name in ("retrain/combined/metrics.json", "retrain/metrics.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}", encoding="utf-8")
+    (folder / "events.jsonl").touch()
+    first = FolderSync(folder, store)
+    first.connect()
+    first.finish(timeout_s=0.0)
+    assert "retrain/combined/metrics.json" in store.list_files()
+    second = FolderSync(folder, store)
+    second.connect()
+    shutil.rmtree(folder / "retrain" / "combined")
+    second.sync_all()
+    second.finish(timeout_s=0.0)
+    assert [name for name in store.list_files() if name.startswith("retrain/")] == ["retrain/metrics.json"]
+
+
 def test_a_study_that_may_know_more_than_the_events_is_not_copied_at_the_end(simulate):
     """As when Ray was lost, so that the sweep could not be closed."""
     swept = start_sweep(simulate)
