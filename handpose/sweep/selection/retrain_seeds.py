@@ -88,6 +88,7 @@ def _combine(folder: Path, seeds: Sequence[int], settings: RetrainSettings) -> N
         "predict": settings.predict,
         "checkpoints": [os.path.relpath(_find_tested_checkpoint(run), place) for run in chosen],
         "predicted_by": [seeds[runs.index(run)] for run in chosen],
+        "test_time": records[0].get("test_time"),
         "seeds": {str(seed): record["metrics"] for seed, record in zip(seeds, records, strict=True)},
         **summarise_metrics([record["metrics"] for record in records]),
     }

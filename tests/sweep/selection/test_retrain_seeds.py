@@ -31,6 +31,7 @@ SHIFTS_M = (0.0, 0.003, 0.009)
 OTHERS = [joint for joint in range(21) if joint != ROOT]
 ROUNDING_M = 1e-7
 """Precision of a file of predictions."""
+VIEWS = {"mirror": True, "rotations": 1}
 VALIDATION_MM = (12.0, 10.0, 11.0)
 
 
@@ -64,7 +65,7 @@ def retrained(monkeypatch, request):
         if has_errors:
             write_expected_errors(place / EXPECTED_ERRORS_FILE, np.full((2, 21), 0.001 * number))
         (place / "metrics.json").write_text(
-            json.dumps({"checkpoint": str(checkpoint), "metrics": {**metrics, "test/nan": None}})
+            json.dumps({"checkpoint": str(checkpoint), "test_time": VIEWS, "metrics": {**metrics, "test/nan": None}})
         )
         calls.seeds.append(seed)
         calls.ends.append(None if find_end is None else find_end(0))
@@ -118,6 +119,7 @@ def test_or_the_predictions_of_one_network_are_written(folder, retrained, predic
     assert checkpoint.parent.parent.name == ("retrain" if number == 0 else f"seed_{5 + number}")
     combined = read_combined_seeds(folder / "retrain")
     assert combined.predicted_by == [5 + number]
+    assert read_json(folder / "retrain/combined/metrics.json")["test_time"] == VIEWS
 
 
 def test_the_metrics_are_means_with_their_standard_deviation(folder, retrained):
