@@ -40,6 +40,7 @@ from handpose.resources import count_cores  # noqa: E402
 from handpose.sweep.controller.stopping_rule import StoppingRule  # noqa: E402
 
 CHOICES = {
+    "ASHA + curves": ("scheduler=asha", "searcher=curves"),
     "ASHA + TPE": ("scheduler=asha", "searcher=tpe"),
     "freeze-thaw + curves": ("scheduler=freeze_thaw", "searcher=curves"),
 }
