@@ -13,8 +13,8 @@ All are processor time, so that other load on the machine does not count.
 futures: milliseconds that Tune needs to find the next result among so many workers. It shuffles the futures and asks
 Ray for the first one that is ready.
 
-sampler: milliseconds of a proposal by Optuna's TPE in a study with so many trials, as configured and with one option
-changed. Random proposals are the baseline: they cost what our own code and the study need.
+sampler: milliseconds of a proposal in a study with so many trials, by `curves` and `tpe` as configured, and by TPE with
+one option changed. Random proposals are the baseline: they cost what our own code and the study need.
 
 ray: run_sweep with Ray and two slots, and Tune with its defaults (new actors, its loggers) under its ASHA, over a stub
 that reports up to nine epochs at once. `wall` and `cpu` (of the driver's process) are milliseconds per trial, between
@@ -309,8 +309,8 @@ def _time_ms(action: Callable[[], object]) -> float:
 # --- the sampler ------------------------------------------------------------------------------------------------------
 
 
-def _make_configured_sampler() -> Callable[..., BaseSampler]:
-    sampler: Callable[..., BaseSampler] = instantiate(compose("tune", ["searcher=tpe"]).searcher.sampler)
+def _make_configured_sampler(name: str) -> Callable[..., BaseSampler]:
+    sampler: Callable[..., BaseSampler] = instantiate(compose("tune", [f"searcher={name}"]).searcher.sampler)
     return sampler
 
 
@@ -318,13 +318,14 @@ _TPE = partial(TPESampler, n_startup_trials=5, constant_liar=True)
 
 SAMPLERS: Mapping[str, Callable[[], Callable[..., BaseSampler]]] = {
     "random": lambda: RandomSampler,
-    "configured": _make_configured_sampler,
+    "curves": partial(_make_configured_sampler, "curves"),
+    "tpe": partial(_make_configured_sampler, "tpe"),
     "8 candidates": lambda: partial(_TPE, n_ei_candidates=8),
     "no liar": lambda: partial(TPESampler, n_startup_trials=5),
     "multivariate": lambda: partial(_TPE, multivariate=True),
     "multivariate, group": lambda: partial(_TPE, multivariate=True, group=True),
 }
-"""The configured sampler, and the same with fewer candidates, without regard to running trials, and so on."""
+"""The configured samplers, and TPE with fewer candidates, without regard to running trials, and so on."""
 
 
 def measure_proposals_ms(num_trials: int) -> dict[str, float]:
