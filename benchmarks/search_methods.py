@@ -246,15 +246,16 @@ def _add_prior(task: Task, params: Params) -> Task:
 
 
 def _make_right_prior(task: Task, world: Any) -> Method:
-    return OurMethod(_add_prior(task, world.best_params), *_ASHA_TPE)
+    return OurMethod(_add_prior(task, world.best_params), *_ASHA_CURVES)
 
 
 def _make_wrong_prior(task: Task, world: Any) -> Method:
-    return OurMethod(_add_prior(task, world.worst_params), *_ASHA_TPE)
+    return OurMethod(_add_prior(task, world.worst_params), *_ASHA_CURVES)
 
 
+_ASHA_CURVES = ("scheduler=asha", "searcher=curves")
 _ASHA_TPE = ("scheduler=asha", "searcher=tpe")
-WITHOUT_PRIOR = "ASHA + TPE"
+WITHOUT_PRIOR = "ASHA + curves"
 WITH_PRIOR = {f"{WITHOUT_PRIOR}, right prior": _make_right_prior, f"{WITHOUT_PRIOR}, wrong prior": _make_wrong_prior}
 """Name -> makes the method whose prior is centred at the best or at the worst reference configuration."""
 
@@ -263,12 +264,12 @@ METHODS: Mapping[str, Callable[[Task, Any], Method]] = {
     "oracle": lambda task, world: OracleMethod(world.best_params),
     "random": _make_ours("scheduler=fifo", "searcher=random"),
     "ASHA + random": _make_ours("scheduler=asha", "searcher=random"),
-    WITHOUT_PRIOR: _make_ours(*_ASHA_TPE),
+    WITHOUT_PRIOR: _make_ours(*_ASHA_CURVES),
     **WITH_PRIOR,
+    "ASHA + TPE": _make_ours(*_ASHA_TPE),
     "ASHA + multivariate TPE": _make_ours(
         *_ASHA_TPE, *(f"searcher.sampler.{key}=true" for key in ("multivariate", "group"))
     ),
-    "ASHA + curves": _make_ours("scheduler=asha", "searcher=curves"),
     "ASHA promote + curves": _make_ours("scheduler=asha", "scheduler.mode=promote", "searcher=curves"),
     "freeze-thaw + curves": _make_ours("scheduler=freeze_thaw", "searcher=curves"),
     "ASHA promote + TPE": _make_ours("scheduler=asha", "scheduler.mode=promote", "searcher=tpe"),
