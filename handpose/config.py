@@ -487,8 +487,22 @@ def _explain_compose_error(config_name: ConfigName, overrides: list[str], error:
     for item in parsed:
         key = item.key_or_group
         if not is_group(key) and not item.is_add() and key not in known:
+            if others := _find_choices_with_key(key):
+                return f"there is no configuration key {key} with this choice; it is a key of {' and '.join(others)}"
             return explain_unknown_key(key, known) + _suggest_adding(config_name, groups, key)
     return join_lines(error.__cause__ or error)
+
+
+def _find_choices_with_key(key: str) -> list[str]:
+    """Return the choices, such as `searcher=tpe`, whose file has a value for a key."""
+    parts = key.split(".")
+    found = []
+    for number in range(1, len(parts)):
+        group, rest = "/".join(parts[:number]), ".".join(parts[number:])
+        if is_group(group):
+            files = find_options(group).items()
+            found += [f"{group}={name}" for name, file in files if rest in dotted_keys(load_yaml(file))]
+    return found
 
 
 def _find_wrong_choice(item: Override) -> str | None:

@@ -323,7 +323,7 @@ def find_nearest_keys(key: str, known: Collection[str]) -> list[str]:
 
 def explain_unknown_key(key: str, known: set[str]) -> str:
     """Explain that a key does not exist, and suggest the nearest keys."""
-    near = find_nearest_keys(key, known)
+    near = find_nearest_keys(key, {name for name in known if not name.rpartition(".")[2].startswith("_")})
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `--cfg job` prints all keys"
     return f"there is no configuration key {key}{hint}"
 

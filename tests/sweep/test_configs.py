@@ -118,7 +118,14 @@ def test_settings_are_those_of_the_configuration(name):
             "searcher.sampler.n_startup=3",
             "there is no configuration key searcher.sampler.n_startup; .*n_startup_trials",
         ),
-        ("scheduler.grace_periodd=1", "there is no configuration key scheduler.grace_periodd"),
+        (
+            "scheduler.grace_periodd=1",
+            "no configuration key scheduler.grace_periodd; .*scheduler.grace_period",
+        ),
+        (
+            "searcher.sampler.multivariate=true",
+            "searcher.sampler.multivariate with this choice; it is a key of searcher=tpe$",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_told(override, reason):
