@@ -124,7 +124,7 @@ def _audit_once(folder: Path) -> Iterator[AuditFinding]:
         yield from _find_unreadable_lines(folder)
         return
     yield from _audit_description(folder, task)
-    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
+    recipe = make_recipe(sweep, overrides, task.locations)
     audited = AuditedSweep(task, sweep, limits, recipe)
     with _open_study(task, folder) as (study, problem):
         yield from problem

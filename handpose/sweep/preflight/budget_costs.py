@@ -46,11 +46,11 @@ def estimate_costs(
 
     def estimate_trials(amounts: Amounts) -> Work:
         changed = replace(sweep, num_trials=amounts.num_trials, max_epochs=amounts.max_epochs)
-        return estimate(bind_scheduler(changed), amounts.num_trials, amounts.max_epochs)
+        return estimate(bind_scheduler(changed), amounts.num_trials, changed.trial_epochs)
 
     def estimate_confirmation(amounts: Amounts) -> Work:
         num_runs = (amounts.top_k + 1) * amounts.seeds  # finalists and the default configuration
-        return estimate(Fifo, num_runs, amounts.max_epochs)
+        return estimate(Fifo, num_runs, amounts.max_epochs * sweep.folds)
 
     if retraining is None:
         return Costs(estimate_trials, estimate_confirmation, Work(0.0, 0.0), 0, Work(_TEST_S, 0.0))

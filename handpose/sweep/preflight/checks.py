@@ -146,6 +146,11 @@ def check_space(space: Space, overrides: Sequence[str], *, num_workers: int = 1)
                 "train_on_val=true leaves no validation split to compare trials by; retrain.use_val=true uses it "
                 "for the winner only"
             )
+        if config.folds.num > 1:
+            raise UserError(
+                f"folds.num={config.folds.num} is for train.py; a sweep trains its trials with all folds: "
+                f"sweep.folds={config.folds.num}"
+            )
         _check_trainer(config.trainer)
 
 

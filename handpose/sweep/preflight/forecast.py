@@ -254,7 +254,7 @@ def format_cost_lines(
     """
 
     def work(rule: Callable[[], Scheduler], num_trials: int) -> WorkEstimate:
-        return estimate_work(rule, probed, num_trials=num_trials, max_epochs=sweep.max_epochs, num_slots=num_slots)
+        return estimate_work(rule, probed, num_trials=num_trials, max_epochs=sweep.trial_epochs, num_slots=num_slots)
 
     expected = work(make_scheduler, sweep.num_trials)
     lines = [

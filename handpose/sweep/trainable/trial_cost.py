@@ -72,7 +72,7 @@ class TrialCost(NamedTuple):
         validation_batch_s: seconds of a validation batch, which is as large as a training batch.
         steps_per_epoch: training steps of an epoch.
         batches_per_validation: batches of a validation.
-        max_epochs: epochs of a whole training.
+        max_epochs: epochs of a complete trial, over all its folds.
         validation_interval: epochs from one validation to the next.
         memory_mb: as in `CostMonitor`.
         gpu_memory_fraction: as in `CostMonitor`.
@@ -223,7 +223,7 @@ def measure_trial_cost(
         validation_batch_s=watch.validation_batch_s,
         steps_per_epoch=steps,
         batches_per_validation=batches,
-        max_epochs=config.trainer.max_epochs,
+        max_epochs=config.trainer.max_epochs * config.folds.num,
         validation_interval=config.trainer.check_val_every_n_epoch,
         memory_mb=watch.memory_mb,
         gpu_memory_fraction=watch.gpu_memory_fraction,
