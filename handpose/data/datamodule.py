@@ -69,7 +69,7 @@ class HandDataModule(pl.LightningDataModule):
         masks: whether training batches contain masks.
         train_on_val: whether to train on the validation split as well.
         folds: the fold of the training and validation images that is the validation split, instead of the data set's
-            own one; with one fold, the data set's own split is used.
+            own one; None, or one fold: the data set's own split.
         num_test_batches: load only this many batches of the test split in each process; None: all.
         progress: whether to show the progress of packing, and warnings of suspicious labels, on stderr.
 
@@ -88,13 +88,14 @@ class HandDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         masks: bool = False,
         train_on_val: bool = False,
-        folds: Folds = Folds(),
+        folds: Folds | None = None,
         num_test_batches: int | None = None,
         progress: bool = True,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size={batch_size} must be at least 1")
+        folds = folds or Folds()
         if train_on_val and folds.num > 1:
             raise UserError(
                 f"train_on_val=true trains on all images, so that no fold of folds.num={folds.num} is held out; give "

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-
 ALWAYS_TRAINED = -1
 """The group of images that are always used for training (`Annotations.group`)."""
 

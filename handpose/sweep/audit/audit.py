@@ -58,7 +58,11 @@ from handpose.sweep.driver.resume import SweepTask, load_recorded_task
 from handpose.sweep.record.events import EVENTS_FILE, scan_event_lines
 from handpose.sweep.record.provenance import fill_in_modes
 from handpose.sweep.record.settings import LOCK, SweepSettings
-from handpose.sweep.trainable.trial import TrialRecipe, add_checkpoint_metric, select_training_overrides
+from handpose.sweep.trainable.trial import (
+    add_checkpoint_metric,
+    make_recipe,
+    select_training_overrides,
+)
 from handpose.utf8 import use_utf8
 from handpose.yaml_files import read_yaml
 

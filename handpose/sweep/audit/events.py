@@ -1,5 +1,6 @@
 """Audits the events of a sweep: repeats every decision from the events before it."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
@@ -235,6 +236,7 @@ class _EventChecker:
         self._label = label
         self._last: Event | None = None
         self._last_begun: dict[int, SegmentStarted] = {}
+        self._fold_ends: dict[int, dict[int, Mapping[str, float]]] = {}  # trial -> fold, from 1 -> metrics
         self._nodes: dict[int, str] = {}
         self._newest_checkpoint_epochs: dict[int, int] = {}  # trial -> epoch of the newest checkpoint it reported
         self._line = 0
@@ -518,6 +520,8 @@ class _EventChecker:
         They are the mean over the folds trained so far. Metrics that are not finite end the trial, and are reported as
         they are.
         """
+        if settings.folds == 1:
+            return
         fold, place = divmod(event.epoch, settings.max_epochs)
         ends = self._fold_ends.setdefault(event.trial, {})
         if place == 0:

@@ -557,8 +557,8 @@ class History:
         current = self.settings.max_epochs
         if self.settings.folds > 1:
             return (
-                f"a trial of this sweep has {self.settings.folds} folds of {current} epochs (sweep.folds), each with its "
-                "own learning-rate schedule, so that they cannot be trained longer; start a new sweep"
+                f"a trial of this sweep has {self.settings.folds} folds of {current} epochs (sweep.folds), each with "
+                "its own learning-rate schedule, so that they cannot be trained longer; start a new sweep"
             )
         if max_epochs is None or max_epochs <= current:
             return f"a complete trial has {current} epochs; give more, since what is trained cannot be taken back"

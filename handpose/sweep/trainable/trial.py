@@ -192,12 +192,14 @@ class TrainingFunction:
         *,
         is_group: bool,
     ) -> None:
-        """Train the folds that are not completed. A checkpoint of the end of a fold has the metrics of the fold only."""
+        """Train the folds that are not completed. After the checkpoint of the end of a fold, the next one begins."""
         first, num_folds = len(callback.completed_folds), self.recipe.folds
         if num_folds > 1 and callback.resumed_from == first * self.recipe.max_epochs:
             resume_from = None
         meters = [] if callback.meter is None else [callback.meter]
         for fold in range(first, num_folds):
+            for meter in meters:
+                meter.begin_start_up()
             with preserve_process_state() if fold > first and not is_group else contextlib.nullcontext():
                 fit(
                     self._compose_fold(segment, fold),
@@ -339,7 +341,8 @@ class TrialReportCallback(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         # Here the module has the weights that are validated, which may be an average, and the batch is available.
-        epoch, last = self._count_epochs(trainer), self.training_function.recipe.trial_epochs
+        epoch, recipe = self._count_epochs(trainer), self.training_function.recipe
+        last = (recipe.folds - 1) * recipe.max_epochs + (trainer.max_epochs or 0)
         if (
             self.segment.storage is None
             and not get_worker_context().rank
