@@ -50,10 +50,13 @@ LINEAGE_ATTRIBUTE = "lineage"
 
 _IRRELEVANT_GROUPS = {
     *SWEEP_GROUPS,
-    *("best", "checkpoints", "experiment", "logger", "num_rotations", "num_threads", "paths", "pictures"),
+    *("best", "checkpoints", "experiment", "folds", "logger", "num_rotations", "num_threads", "paths", "pictures"),
     *("resume", "seed", "test", "test_time"),
 }
-"""Groups and keys that do not affect the result of a configuration; `seed` only draws another sample of it."""
+"""Groups and keys that do not affect the result of a configuration; `seed` only draws another sample of it.
+
+`folds` has the same values in every sweep: the folds of a sweep are those of `sweep.folds`, which is compared.
+"""
 
 _IRRELEVANT_KEYS = (
     "data.num_workers",
