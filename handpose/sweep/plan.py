@@ -202,8 +202,8 @@ class SweepPlan:
             devices=sweep.retrain_devices,
             use_val=self.retrain_settings.use_val,
             epoch_s=sweep.workers_per_trial * winner.seconds / winner.epochs if winner.epochs else None,
-            # The weights of its trial would make the seeds alike.
-            trial_epochs=winner.epochs if self.retrain_settings.seeds == 1 else 0,
+            # The weights of its trial would make the seeds alike, and with folds they have seen the validation split.
+            trial_epochs=winner.epochs if self.retrain_settings.seeds == 1 and sweep.folds == 1 else 0,
             repeats_shortened=self._has_longer_retraining(table),
             find_nodes=self._find_retrain_nodes if is_shared else None,
         )

@@ -125,6 +125,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         expected_gain=table.expected_gain,
         space_changes=_list_space_changes(history, course.steered_at),
         earlier_max_epochs=earlier_max_epochs,
+        folds=settings.folds,
     )
     return replace(record, importance=_compute_sweep_importance(record, distributions)) if with_importance else record
 
