@@ -19,13 +19,23 @@ def make_errors(num, num_folds=5, seed=0):
 
 
 def test_the_mean_over_folds_chooses_better_than_a_noisy_single_split():
-    rows = {
-        (row["comparison"], row["choice"]): row
-        for row in folds.summarise(make_errors(60), num_draws=5)
-        if row["regret_mm"]
+    regrets = {
+        name: np.mean(
+            [
+                folds.compute_regret(make_errors(60, seed=seed), name, 30, np.random.default_rng(seed), num_subsets=20)
+                for seed in range(30)
+            ]
+        )
+        for name in folds.CHOICES
     }
-    assert rows["free cost", "folds"]["regret_mm"] < rows["free cost", "single"]["regret_mm"] - 0.1
-    assert rows["free cost", "folds"]["interval_mm"][1] < rows["free cost", "single"]["interval_mm"][0] + 0.5
+    assert regrets["folds"] < regrets["folds, early"] < regrets["single"]
+
+
+def test_a_regret_lies_in_its_interval():
+    for row in folds.summarise(make_errors(24), num_draws=60):
+        low, high = row["interval_mm"]
+        assert low <= high
+        assert 0 <= row["regret_mm"] < high + 1.0
 
 
 def test_without_noise_every_choice_is_the_best_of_all():
@@ -46,7 +56,7 @@ def test_at_equal_cost_no_choice_has_more_trainings_than_another_may_have():
         costs = [folds.count_trainings(name, num, 5) for name, num in sizes.items()]
         if comparison == "equal cost":
             assert max(costs) == sizes["single"]
-            assert min(costs) > 0.8 * sizes["single"]
+            assert min(costs) >= 0.8 * sizes["single"]
         else:
             assert len(set(sizes.values())) == 1
 

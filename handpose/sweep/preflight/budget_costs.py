@@ -40,17 +40,24 @@ def estimate_costs(
     experiment_s = _EXPERIMENT_S + probed.worker_start_s * slowdown
 
     def estimate(make_scheduler: Callable[[], Scheduler], num_trials: int, max_epochs: int) -> Work:
-        work = estimate_work(make_scheduler, probed, num_trials=num_trials, max_epochs=max_epochs, num_slots=num_slots)
+        work = estimate_work(
+            make_scheduler,
+            probed,
+            num_trials=num_trials,
+            max_epochs=max_epochs * sweep.folds,
+            num_slots=num_slots,
+            folds=sweep.folds,
+        )
         slot_s = work.slot_s * slowdown + probed.worker_start_s * num_slots
         return Work(experiment_s + work.wall_s * slowdown, slot_s * gpus)
 
     def estimate_trials(amounts: Amounts) -> Work:
         changed = replace(sweep, num_trials=amounts.num_trials, max_epochs=amounts.max_epochs)
-        return estimate(bind_scheduler(changed), amounts.num_trials, changed.trial_epochs)
+        return estimate(bind_scheduler(changed), amounts.num_trials, amounts.max_epochs)
 
     def estimate_confirmation(amounts: Amounts) -> Work:
         num_runs = (amounts.top_k + 1) * amounts.seeds  # finalists and the default configuration
-        return estimate(Fifo, num_runs, amounts.max_epochs * sweep.folds)
+        return estimate(Fifo, num_runs, amounts.max_epochs)
 
     if retraining is None:
         return Costs(estimate_trials, estimate_confirmation, Work(0.0, 0.0), 0, Work(_TEST_S, 0.0))

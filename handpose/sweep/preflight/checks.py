@@ -146,10 +146,11 @@ def check_space(space: Space, overrides: Sequence[str], *, num_workers: int = 1)
                 "train_on_val=true leaves no validation split to compare trials by; retrain.use_val=true uses it "
                 "for the winner only"
             )
-        if config.folds.num > 1:
+        folds = config.folds
+        if folds.num > 1 or folds.index:
             raise UserError(
-                f"folds.num={config.folds.num} is for train.py; a sweep trains its trials with all folds: "
-                f"sweep.folds={config.folds.num}"
+                f"folds.num={folds.num} and folds.index={folds.index} are for train.py; a sweep trains its trials with "
+                "all folds if you give sweep.folds"
             )
         _check_trainer(config.trainer)
 
