@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from functools import partial
 from statistics import fmean
 
 import pytest
@@ -34,32 +35,40 @@ class KilledError(Exception):
     """Ends a segment as a lost worker does."""
 
 
+def run_segment_in(folder, overrides, patch, *, kill_at=None, segment_number=1, checkpoints=(), **options):
+    """Run a segment of a trial in this process, up to a report; return its reports and checkpoints."""
+    reports, saved = [], []
+
+    def report(epoch, metrics, *, resumed_from, checkpoint, **more):
+        reports.append((epoch, metrics, resumed_from))
+        saved.extend([] if checkpoint is None else [checkpoint])
+        if epoch == kill_at:
+            raise KilledError
+
+    (folder / EVENTS_FILE).touch()
+    patch.setattr(trial, "_get_trial_gpus", lambda: 0.0)
+    patch.setattr(trial, "report_epoch", report)
+    function = TrainingFunction(make_recipe(overrides), METRIC, **{"checkpoint_every_epochs": 1} | options)
+    epoch = checkpoints[-1].epoch if checkpoints else 0
+    segment = TrialSegment(0, segment_number, {"optimizer.lr": 1e-3}, epoch, checkpoints, str(folder), None)
+    try:
+        function._train(segment, folder, time.perf_counter())
+    except KilledError:
+        assert kill_at is not None
+    return reports, saved
+
+
 @pytest.fixture
 def run_segment(overrides, tmp_path, monkeypatch):
-    """Runs a segment of a trial in this process, up to a report; returns its reports and checkpoints."""
-    (tmp_path / EVENTS_FILE).touch()
-    monkeypatch.setattr(trial, "_get_trial_gpus", lambda: 0.0)
+    return partial(run_segment_in, tmp_path, overrides, monkeypatch)
 
-    def run(*, kill_at=None, segment_number=1, checkpoints=(), **options):
-        reports, saved = [], []
 
-        def report(epoch, metrics, *, resumed_from, checkpoint, **more):
-            reports.append((epoch, metrics, resumed_from))
-            saved.extend([] if checkpoint is None else [checkpoint])
-            if epoch == kill_at:
-                raise KilledError
-
-        monkeypatch.setattr(trial, "report_epoch", report)
-        function = TrainingFunction(make_recipe(overrides), METRIC, **{"checkpoint_every_epochs": 1} | options)
-        epoch = checkpoints[-1].epoch if checkpoints else 0
-        segment = TrialSegment(0, segment_number, {"optimizer.lr": 1e-3}, epoch, checkpoints, str(tmp_path), None)
-        try:
-            function._train(segment, tmp_path, time.perf_counter())
-        except KilledError:
-            assert kill_at is not None
-        return reports, saved
-
-    return run
+@pytest.fixture(scope="module")
+def whole(overrides, tmp_path_factory):
+    """The reports of a trial that is not interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        reports, _ = run_segment_in(tmp_path_factory.mktemp("whole"), overrides, patch)
+    return reports
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +83,9 @@ def single_trainings(overrides, tmp_path_factory):
     return found
 
 
-def test_a_trial_reports_the_mean_of_single_trainings_at_the_end_of_each_fold(run_segment, single_trainings):
-    reports, _ = run_segment()
-    assert [epoch for epoch, _, _ in reports] == [1, 2, 3, 4]
-    metrics = {epoch: values for epoch, values, _ in reports}
+def test_a_trial_reports_the_mean_of_single_trainings_at_the_end_of_each_fold(whole, single_trainings):
+    assert [epoch for epoch, _, _ in whole] == [1, 2, 3, 4]
+    metrics = {epoch: values for epoch, values, _ in whole}
     assert metrics[2] == {name: single_trainings[0][name] for name in metrics[2]}
     assert metrics[3] == metrics[2] != metrics[1]
     assert metrics[4] == {name: fmean(each[name] for each in single_trainings) for name in metrics[2]}
@@ -85,9 +93,8 @@ def test_a_trial_reports_the_mean_of_single_trainings_at_the_end_of_each_fold(ru
 
 
 @pytest.mark.parametrize("kill_at", [2, 3, 4])
-def test_a_trial_that_is_killed_in_a_fold_reports_the_same_when_it_is_resumed(run_segment, kill_at):
+def test_a_trial_that_is_killed_in_a_fold_reports_the_same_when_it_is_resumed(run_segment, whole, kill_at):
     """Resumed in the first fold, at the end of it, and in the second one."""
-    whole, _ = run_segment()
     before, checkpoints = run_segment(kill_at=kill_at, segment_number=2)
     after, _ = run_segment(segment_number=3, checkpoints=checkpoints)
     resumed_from = checkpoints[-1].epoch
@@ -97,8 +104,7 @@ def test_a_trial_that_is_killed_in_a_fold_reports_the_same_when_it_is_resumed(ru
     ]
 
 
-def test_a_trial_that_pauses_after_one_fold_goes_on_with_the_next(run_segment):
-    whole, _ = run_segment()
+def test_a_trial_that_pauses_after_one_fold_goes_on_with_the_next(run_segment, whole):
     _, (checkpoint,) = run_segment(kill_at=2, segment_number=2, checkpoint_every_epochs=None, rungs=(2,))
     assert checkpoint.epoch == 2
     after, _ = run_segment(segment_number=3, checkpoints=[checkpoint])
