@@ -60,8 +60,8 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Copy the checkpoint, start to write it, and return. Waits for the previous checkpoint first."""
         self._finish_save()
-        epoch = self.earlier_epochs + checkpoint["epoch"] + 1
-        self._pending_save = self._thread.submit(self._save, copy_to_cpu(checkpoint), Path(path), epoch, self.is_needed)
+        copied, before = copy_to_cpu(checkpoint), self.earlier_epochs
+        self._pending_save = self._thread.submit(self._save, copied, Path(path), before, self.is_needed)
 
     def wait_for_result(self) -> SaveResult:
         """Wait until the pending checkpoint is written, and return the result of the saves since the last call."""
@@ -74,9 +74,9 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
         """Wait until the pending checkpoint is written, and end the thread."""
         self._thread.shutdown(wait=True)
 
-    def _save(self, checkpoint: dict[str, Any], path: Path, epoch: int, is_needed: bool) -> CheckpointRecord:
+    def _save(self, checkpoint: dict[str, Any], path: Path, earlier_epochs: int, is_needed: bool) -> CheckpointRecord:
         super().save_checkpoint(checkpoint, path)
-        return self.files.commit(path, epoch=epoch, is_needed=is_needed)
+        return self.files.commit(path, epoch=earlier_epochs + checkpoint["epoch"] + 1, is_needed=is_needed)
 
     def _finish_save(self) -> None:
         writing, self._pending_save = self._pending_save, None

@@ -179,20 +179,28 @@ class TrainingFunction:
                 completed_folds=[] if resume_from is None or self.recipe.folds == 1 else read_folds(resume_from),
             )
             try:
-                self._train_folds(segment, callback, folder, resume_from, is_group=is_group)
+                self._train_folds(config, callback, folder, resume_from, is_group=is_group)
             finally:
                 callback.close()
 
     def _train_folds(
         self,
-        segment: TrialSegment,
+        config: DictConfig,
         callback: "TrialReportCallback",
         folder: Path,
         resume_from: Path | None,
         *,
         is_group: bool,
     ) -> None:
-        """Train the folds that are not completed. After the checkpoint of the end of a fold, the next one begins."""
+        """Train the folds that are not completed. After the checkpoint of the end of a fold, the next one begins.
+
+        Args:
+            config: the configuration of the first fold.
+            callback: reports the epochs. It counts the completed folds.
+            folder: where the trainings leave files.
+            resume_from: the newest checkpoint of the trial, if it has any.
+            is_group: whether several workers train together.
+        """
         first, num_folds = len(callback.completed_folds), self.recipe.folds
         if num_folds > 1 and callback.resumed_from == first * self.recipe.max_epochs:
             resume_from = None
@@ -202,7 +210,7 @@ class TrainingFunction:
                 meter.begin_start_up()
             with preserve_process_state() if fold > first and not is_group else contextlib.nullcontext():
                 fit(
-                    self._compose_fold(segment, fold),
+                    self._compose_fold(callback.segment, fold) if fold else config,
                     RunFolders(folder, folder, folder),
                     callbacks=[*meters, callback],
                     quiet=True,
