@@ -12,6 +12,7 @@ from handpose.sweep.record.events import EVENTS_FILE
 from handpose.sweep.record.trial_segment import TrialSegment
 from handpose.sweep.trainable import trial
 from handpose.sweep.trainable.trial import TrainingFunction, TrialRecipe
+from handpose.sweep.trainable.utilisation_meter import UtilisationMeter
 from handpose.training.fit import RunFolders, fit
 from tests import builders
 from tests.builders import write_freihand
@@ -140,3 +141,12 @@ def test_one_command_trains_all_folds():
     assert command[-2:] == ["folds.num=2", "folds.index=0,1"]
     config = compose("train", [*command[3:-1], "folds.index=1"])
     assert (config.trainer.max_epochs, config.folds.num, config.seed) == (EPOCHS, NUM_FOLDS, 3)
+
+
+def test_the_start_of_each_fold_counts_as_start_up(overrides, tmp_path):
+    used = []
+    with pytest.MonkeyPatch.context() as patch:
+        take = UtilisationMeter.take
+        patch.setattr(UtilisationMeter, "take", lambda meter: used.append(take(meter)) or used[-1])
+        run_segment_in(tmp_path, overrides, patch)
+    assert [each.seconds["start_up"] > 0 for each in used] == [True, False, True, False]
