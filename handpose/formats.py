@@ -53,6 +53,13 @@ FORMER_DEFAULTS = {
 }
 """A configuration key -> its default in earlier versions, which a sweep that was begun with it keeps when resumed."""
 
+ADDED_KEYS = {
+    "folds.num": 1,  # until 2026-12
+    "folds.index": 0,
+    "sweep.folds": 1,
+}
+"""A configuration key that earlier versions did not have -> the value that does what they did."""
+
 _RENAMED_ENTRIES = {"held": "fixed_params"}
 """A key of sweep.yaml in files before format 4 -> its name now."""
 
@@ -120,7 +127,8 @@ def upgrade(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         path: the path of the file, for the error message.
 
     Returns:
-        A copy in which every `_target_` names a class of this version, and every key has its name of this version.
+        A copy in which every `_target_` names a class of this version, and every key has its name of this version. The
+        configuration also has the keys that earlier versions did not have.
 
     Raises:
         UserError: a later version of the project wrote the file.
@@ -128,7 +136,7 @@ def upgrade(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     check_format(content, path)
     upgraded = {_RENAMED_ENTRIES.get(key, key): _with_moved_targets(value) for key, value in content.items()}
     if isinstance(upgraded.get("config"), dict):
-        upgraded["config"] = _rename_config_keys(upgraded["config"])
+        upgraded["config"] = _add_config_keys(_rename_config_keys(upgraded["config"]))
     if isinstance(upgraded.get("overrides"), list):
         upgraded["overrides"] = [rename_key(item) if isinstance(item, str) else item for item in upgraded["overrides"]]
     return upgraded
@@ -152,6 +160,17 @@ def _rename_config_keys(config: Mapping[str, Any]) -> dict[str, Any]:
         else values
         for group, values in config.items()
     }
+
+
+def _add_config_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the keys that an earlier version did not have. A group that is no mapping stays as it is."""
+    added = dict(config)
+    for key, value in ADDED_KEYS.items():
+        group, name = key.split(".")
+        if group != "sweep" or group in added:
+            values = added.get(group, {})
+            added[group] = {name: value, **values} if isinstance(values, Mapping) else values
+    return added
 
 
 def _with_moved_targets(value: Any) -> Any:

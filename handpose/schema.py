@@ -32,6 +32,8 @@ _TYPES: dict[str, Any] = {
     "resume": bool,
     "best": str | None,
     "train_on_val": bool,
+    "folds.num": _COUNT,
+    "folds.index": Annotated[int, Field(ge=0)],
     "retrain.use_val": bool,
     "retrain.seeds": _COUNT,
     "retrain.predict": Literal["ensemble", "best", "first"],

@@ -26,7 +26,7 @@ from pydantic import Field
 from handpose.data.crops import compute_crops, describe_left_out, move_keypoints
 from handpose.data.label_files import Arrays, check_root, read_arrays, read_json, to_array
 from handpose.data.sample import Annotations, ImageFiles, Splits
-from handpose.data.splitting import choose_groups
+from handpose.data.splitting import choose_groups, number_groups
 from handpose.errors import UserError
 from handpose.skeleton import NUM_JOINTS
 
@@ -77,8 +77,10 @@ class CocoWholeBody:
         check_root(root, inner="annotations", where=_WHERE)
         training, train_notes = self._read(root, "train")
         test, test_notes = self._read(root, "val")
+        photographs = training.files.paths.astype(np.str_)
+        training = replace(training, group=number_groups(photographs))
         in_val = choose_groups(
-            training.files.paths.astype(np.str_),
+            photographs,
             val_fraction=self.val_fraction,
             split_seed=self.split_seed,
             what="photographs",

@@ -4,6 +4,7 @@ The samplers distribute the images among the processes themselves. They are Dist
 replace them, whatever the settings of the Trainer.
 """
 
+import copy
 import hashlib
 import re
 import sys
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from handpose.data.folds import Folds, divide_into_folds
 from handpose.data.label_check import find_suspicious_labels, format_warning
 from handpose.data.labels import share_labels
 from handpose.data.masks import PackedMasks, pack_masks
@@ -66,11 +68,13 @@ class HandDataModule(pl.LightningDataModule):
         num_workers: processes that load batches; 0 is fast unless the disk is slow.
         masks: whether training batches contain masks.
         train_on_val: whether to train on the validation split as well.
+        folds: the fold of the training and validation images that is the validation split, instead of the data set's
+            own one; None, or one fold: the data set's own split.
         num_test_batches: load only this many batches of the test split in each process; None: all.
         progress: whether to show the progress of packing, and warnings of suspicious labels, on stderr.
 
     Raises:
-        UserError: batch_size is less than 1.
+        UserError: batch_size is less than 1, or train_on_val is combined with folds.
     """
 
     def __init__(
@@ -84,12 +88,19 @@ class HandDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         masks: bool = False,
         train_on_val: bool = False,
+        folds: Folds | None = None,
         num_test_batches: int | None = None,
         progress: bool = True,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size={batch_size} must be at least 1")
+        folds = folds or Folds()
+        if train_on_val and folds.num > 1:
+            raise UserError(
+                f"train_on_val=true trains on all images, so that no fold of folds.num={folds.num} is held out; give "
+                "train_on_val=false or folds.num=1"
+            )
         self.source = source
         self.batch_size = batch_size
         self.pack_folder = Path(pack_folder).expanduser().absolute()
@@ -97,6 +108,7 @@ class HandDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.masks = masks
         self.train_on_val = train_on_val
+        self.folds = folds
         self.num_test_batches = num_test_batches
         self._packed_masks: PackedMasks | None = None
         self._requested_size = image_size
@@ -108,7 +120,29 @@ class HandDataModule(pl.LightningDataModule):
     @cached_property
     def splits(self) -> Splits:
         """The annotations, read on first use. All processes of the node share large ones."""
-        return share_labels(self.source.splits(), self.pack_folder)
+        if self.folds.num == 1:
+            return self._own_splits
+        return share_labels(divide_into_folds(self._own_splits, self.folds), self.pack_folder)
+
+    @cached_property
+    def _own_splits(self) -> Splits:
+        """The annotations in the data set's own splits. Their groups are kept only if folds need them."""
+        splits = self.source.splits()
+        if self.folds.num == 1:
+            train, val = (replace(split, group=None) for split in (splits.train, splits.val))
+            splits = replace(splits, train=train, val=val)
+        return share_labels(splits, self.pack_folder)
+
+    def change_fold(self, index: int) -> "HandDataModule":
+        """Return a data module that holds out another fold. It has the same annotations and packed images."""
+        changed = copy.copy(self)
+        changed.folds = replace(self.folds, index=index)
+        for name in ("splits", "training_annotations"):
+            changed.__dict__.pop(name, None)
+        if "training" in changed._stores:
+            changed._rows, _ = _sort_by_file(changed.splits)
+        changed._checked = self._checked - {"train", "val"}
+        return changed
 
     @cached_property
     def training_annotations(self) -> Annotations:
@@ -122,9 +156,12 @@ class HandDataModule(pl.LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the names and sizes of the images, the labels and the splits. It does not depend on the machine."""
+        """Hash of the names and sizes of the images, the labels and the data set's own splits.
+
+        It depends neither on the machine nor on the folds.
+        """
         state = hashlib.sha256(f"{self._open_store('training').contents} {self._open_store('test').contents}".encode())
-        for split in (self.splits.train, self.splits.val, self.splits.test):
+        for split in (self._own_splits.train, self._own_splits.val, self._own_splits.test):
             for array in (split.pose, split.intrinsics, split.xyz_m, split.scale_m):
                 state.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
             for array in (split.weight, split.rays):
@@ -493,7 +530,7 @@ def _sort_by_file(splits: Splits) -> tuple[NDArray[np.int64], Annotations]:
     order = np.argsort(both.files.paths, kind="stable")
     rows = np.empty_like(order)
     rows[order] = np.arange(len(order))
-    both = replace(both, xyz_m=None, scale_m=None, weight=None, rays=None, masks=None)
+    both = replace(both, xyz_m=None, scale_m=None, weight=None, rays=None, masks=None, group=None)
     return rows, both.select(order)
 
 

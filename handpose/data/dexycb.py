@@ -14,7 +14,7 @@ authors' toolkit, github.com/NVlabs/dex-ycb-toolkit (README, dex_ycb_toolkit/dex
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -27,6 +27,7 @@ from handpose.data.crops import FrameHands, cut_out_hands, describe_left_out, fi
 from handpose.data.label_files import Arrays, check_root, map_files, read_arrays, to_array
 from handpose.data.pictures import check_picture_size
 from handpose.data.sample import Annotations, ImageFiles, Splits, number_poses
+from handpose.data.splitting import number_groups
 from handpose.errors import UserError, join_lines
 from handpose.skeleton import NUM_JOINTS
 from handpose.yaml_files import load_yaml
@@ -76,12 +77,14 @@ class Video(NamedTuple):
         serial: the camera.
         num_frames: number of frames.
         is_left: whether the hand is a left hand.
+        group: what the setup holds out of it: the sequence (s0), the subject (s1), the camera (s2) or the object (s3).
     """
 
     folder: Path
     serial: str
     num_frames: int
     is_left: bool
+    group: str
 
 
 @dataclass(eq=False)
@@ -154,7 +157,8 @@ class DexYcb:
             "cut off by the border of the picture": is_cut_off.sum(),
         }
         notes = describe_left_out(self.name, _NAMES[split], len(frames), counts)
-        return cut_out_hands(hands.select(kept), margin=self.crop_margin), notes
+        groups = np.array([video.group for video, _ in frames], dtype=np.str_)[kept]
+        return replace(cut_out_hands(hands.select(kept), margin=self.crop_margin), group=number_groups(groups)), notes
 
 
 def find_split(setup: Setup, *, subject: int, camera: int, sequence: int) -> Split | None:
@@ -187,7 +191,8 @@ def _list_videos(root: Path, setup: Setup) -> dict[Split, list[Video]]:
             for camera, serial in enumerate(SERIALS):
                 split = find_split(setup, subject=subject, camera=camera, sequence=sequence)
                 if split is not None:
-                    videos[split].append(Video(folder / serial, serial, num_frames, is_left))
+                    groups = {"s0": f"{name}/{folder.name}", "s1": name, "s2": serial, "s3": str(sequence // 5)}
+                    videos[split].append(Video(folder / serial, serial, num_frames, is_left, groups[setup]))
     return videos
 
 

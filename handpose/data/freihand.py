@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handpose.data.sample import Annotations, ImageFiles, Splits
-from handpose.data.splitting import choose_groups
+from handpose.data.splitting import choose_groups, number_groups
 from handpose.errors import UserError, join_lines
 from handpose.skeleton import NUM_JOINTS, REFERENCE_BONE
 
@@ -71,6 +71,8 @@ class FreiHand:
         masks = root / "training/mask"
         training = replace(training, masks=masks if masks.is_dir() else None)
         in_val = self._choose_validation_poses(root, num_poses)[training.pose]
+        group = self._number_groups(root, num_poses)
+        training = replace(training, group=None if group is None else group[training.pose])
         return Splits(
             train=training.select(np.flatnonzero(~in_val)),
             val=training.select(np.flatnonzero(in_val)),
@@ -98,6 +100,14 @@ class FreiHand:
             num_blocks=self.num_blocks,
             split_seed=self.split_seed,
         )
+
+    def _number_groups(self, root: Path, num_poses: int) -> NDArray[np.int64] | None:
+        """Return the group of each pose that folds must not divide, (num_poses,); None: each pose is one."""
+        if self.groups is not None:
+            return number_groups(read_groups(root / Path(self.groups).expanduser(), num_poses))
+        if self.split == "random":
+            return None
+        return number_runs(num_poses, val_fraction=self.val_fraction, num_blocks=self.num_blocks)
 
 
 def read_groups(path: Path, num_poses: int) -> NDArray[np.str_]:
@@ -172,6 +182,21 @@ def choose_validation_poses(
     for start, length in zip(starts, lengths, strict=True):
         chosen[start : start + length] = True
     return chosen
+
+
+def number_runs(num_poses: int, *, val_fraction: float, num_blocks: int) -> NDArray[np.int64]:
+    """Cut the sequence of poses into runs about as long as a block of the validation split.
+
+    Args:
+        num_poses: number of training poses.
+        val_fraction: fraction that is held out for validation.
+        num_blocks: number of blocks that it is held out in.
+
+    Returns:
+        (num_poses,) number of the run of each pose.
+    """
+    num_runs = min(num_poses, max(1, round(num_blocks / val_fraction)))
+    return np.repeat(np.arange(num_runs), np.diff(_compute_cut_points(num_poses, num_runs)))
 
 
 def read_annotations(

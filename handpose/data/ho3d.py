@@ -18,7 +18,7 @@ same letters may be the same recording, so validation holds them out together.
 
 import re
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -46,7 +46,7 @@ from handpose.data.label_files import (
 )
 from handpose.data.pictures import check_picture_size
 from handpose.data.sample import Annotations, ImageFiles, Splits, number_poses
-from handpose.data.splitting import choose_groups, keep_every
+from handpose.data.splitting import choose_groups, keep_every, number_groups
 from handpose.errors import UserError
 from handpose.skeleton import NUM_JOINTS
 
@@ -100,18 +100,21 @@ class Ho3d:
         sequences = np.array([frame.split("/")[0] for frame in frames])
         kept = keep_every(sequences, self.frame_step)
         frames, sequences = frames[kept], sequences[kept]
+        recordings = np.array([re.sub(r"\d+$", "", name) for name in sequences])
         in_val = choose_groups(
-            np.array([re.sub(r"\d+$", "", name) for name in sequences]),
+            recordings,
             val_fraction=self.val_fraction,
             split_seed=self.split_seed,
             what="sequences with different letters",
         )
-        train, train_notes = self._read_training(root, frames[~in_val], "training")
-        val, val_notes = self._read_training(root, frames[in_val], "validation")
+        train, train_notes = self._read_training(root, frames[~in_val], recordings[~in_val], "training")
+        val, val_notes = self._read_training(root, frames[in_val], recordings[in_val], "validation")
         test = self._read_evaluation(root)
         return number_poses(train, val, test, notes=(*train_notes, *val_notes))
 
-    def _read_training(self, root: Path, frames: NDArray[np.str_], split: str) -> tuple[Annotations, tuple[str, ...]]:
+    def _read_training(
+        self, root: Path, frames: NDArray[np.str_], recordings: NDArray[np.str_], split: str
+    ) -> tuple[Annotations, tuple[str, ...]]:
         files = _list_files(root / "train", frames, "meta", ".pkl")
         labels = read_arrays(
             lambda: _read_labels(files), files=files, kind=f"ho3d 1 {split}", cache_folder=self.cache_folder
@@ -136,7 +139,8 @@ class Ho3d:
         if not len(kept):
             raise UserError(f"{root / 'train.txt'}: the {split} split has no hand that can be used; {_LAYOUT}")
         check_picture_size(str(hands.files[int(kept[0])]), _SIZE)
-        return cut_out_hands(hands.select(kept), margin=self.crop_margin), notes
+        cut_out = cut_out_hands(hands.select(kept), margin=self.crop_margin)
+        return replace(cut_out, group=number_groups(recordings[kept])), notes
 
     def _read_evaluation(self, root: Path) -> Annotations:
         """Read the test split. No hand is left out, so that the predictions are complete."""

@@ -18,7 +18,7 @@ The training, validation and test splits are the published ones.
 """
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -29,7 +29,7 @@ from pydantic import Field
 from handpose.data.crops import FrameHands, cut_out_hands, describe_left_out, find_cut_off
 from handpose.data.label_files import Arrays, check_root, read_arrays, read_json, to_array
 from handpose.data.sample import Annotations, ImageFiles, Splits, number_poses
-from handpose.data.splitting import keep_every
+from handpose.data.splitting import keep_every, number_groups
 from handpose.errors import UserError
 from handpose.skeleton import NUM_JOINTS
 
@@ -106,7 +106,9 @@ class InterHand:
         )
         if is_cut_off.all():
             raise UserError(f"{files['data']}: the {_NAMES[split]} split has no single hand that can be used; {_WHERE}")
-        return cut_out_hands(hands.select(np.flatnonzero(~is_cut_off)), margin=self.crop_margin), notes
+        cut_out = cut_out_hands(hands.select(np.flatnonzero(~is_cut_off)), margin=self.crop_margin)
+        captures = np.array([name.split("/")[0] for name in labels["sequence"][kept][~is_cut_off]], dtype=np.str_)
+        return replace(cut_out, group=number_groups(captures)), notes  # a capture is a person
 
 
 def _find_file(root: Path, split: Split, kind: str) -> Path:

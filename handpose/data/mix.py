@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field
 
 from handpose.config_files import find_options
-from handpose.data.sample import Annotations, Splits, join_annotations
+from handpose.data.sample import ALWAYS_TRAINED, Annotations, Splits, join_annotations
 from handpose.errors import UserError, join_lines
 from handpose.schema import bind_arguments, check_component
 from handpose.skeleton import NUM_JOINTS
@@ -52,7 +52,8 @@ class Mix:
         parts: name -> options of the part. `weight` is its share of the training images relative to the other parts,
             1 by default; 0: none. `root` is its folder within data.root. `reader` is the data set in configs/data,
             by default the name of the part. All others are options of its reader, as data.source.OPTION there.
-        eval_part: name of the part whose validation and test splits are used; None: the first part.
+        eval_part: name of the part whose validation and test splits are used; None: the first part. With folds, only
+            its images are divided, and those of the other parts are always trained on.
         image_size: side in pixels that the images of all parts are resized to, always data.image_size.
         cache_folder: folder in which readers keep labels as arrays; None: they are not kept.
 
@@ -101,17 +102,23 @@ class Mix:
                 replace(each, pose=each.pose + first_pose) for each in (read.train, read.val, read.test)
             )
             first_pose = 1 + max(int(each.pose.max()) for each in (train, val, test) if len(each))
-            weight = part.weight / len(train)
+            weight, is_divided = part.weight / len(train), part.name == self._eval_part
             if part.weight:
-                trains.append(_weigh(train, weight))
-            if part.name == self._eval_part:
-                evaluation = _weigh(val, weight), test
+                trains.append(_weigh(train, weight, is_divided=is_divided))
+            if is_divided:
+                evaluation = _weigh(val, weight, is_divided=True), test
         return Splits(reduce(join_annotations, _fill_labels(trains)), *evaluation, notes=tuple(notes))
 
 
-def _weigh(annotations: Annotations, weight: float) -> Annotations:
-    """Give each image a weight. Masks are dropped, because each part has its own folder of them."""
-    return replace(annotations, weight=np.full(len(annotations), weight), masks=None)
+def _weigh(annotations: Annotations, weight: float, *, is_divided: bool) -> Annotations:
+    """Give each image a weight, and a group: only the validated part is divided into folds.
+
+    Masks are dropped, because each part has its own folder of them.
+    """
+    num = len(annotations)
+    group = annotations.pose if annotations.group is None else annotations.group
+    group = group if is_divided else np.full(num, ALWAYS_TRAINED)
+    return replace(annotations, weight=np.full(num, weight), masks=None, group=group)
 
 
 def _fill_labels(parts: Sequence[Annotations]) -> list[Annotations]:

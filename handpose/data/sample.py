@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+ALWAYS_TRAINED = -1
+"""The group of images that are always used for training (`Annotations.group`)."""
+
 
 class HandBatch(NamedTuple):
     """A batch from a data loader. Missing values are NaN, so that all batches have the same type.
@@ -88,6 +91,9 @@ class Annotations:
         rays: (N, K, 3) where the rays of 2-D keypoints meet the plane of depth 1, for hands of which only these are
             known; NaN for a joint without a label. The rows of other hands are NaN here, as the rows of such hands are
             in `xyz_m`. None: there are no such hands.
+        group: (N,) id of the group of each image, for example its person or its video. The training and validation
+            images of a group are not divided between folds (handpose/data/folds.py). ALWAYS_TRAINED: the image is in
+            no fold. None: the pose is the group.
     """
 
     files: ImageFiles
@@ -100,6 +106,7 @@ class Annotations:
     crops: NDArray[np.int64] | None = None
     weight: NDArray[np.float64] | None = None
     rays: NDArray[np.float64] | None = None
+    group: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -137,7 +144,7 @@ def join_annotations(first: Annotations, second: Annotations) -> Annotations:
         masks=first.masks,
         is_scale_given=first.is_scale_given and second.is_scale_given,
         crops=np.concatenate([first.crops_or_whole, second.crops_or_whole]) if is_cropped else None,
-        **{name: both(name) for name in ("intrinsics", "xyz_m", "scale_m", "pose", "weight", "rays")},
+        **{name: both(name) for name in ("intrinsics", "xyz_m", "scale_m", "pose", "weight", "rays", "group")},
     )
 
 
@@ -164,10 +171,14 @@ class Splits:
 
 
 def number_poses(train: Annotations, val: Annotations, test: Annotations, *, notes: tuple[str, ...]) -> Splits:
-    """Join splits whose poses are each numbered from 0 and occur in one image: no two splits share a number then."""
+    """Join splits whose poses are each numbered from 0 and occur in one image: no two splits share a number then.
+
+    The groups of the training and the validation split, if they have any, are numbered from 0 and become different.
+    """
+    num_groups = 0 if train.group is None else 1 + int(train.group.max())
     return Splits(
         train=train,
-        val=replace(val, pose=val.pose + len(train)),
+        val=replace(val, pose=val.pose + len(train), group=None if val.group is None else val.group + num_groups),
         test=replace(test, pose=test.pose + len(train) + len(val)),
         notes=notes,
     )

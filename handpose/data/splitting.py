@@ -36,6 +36,11 @@ def choose_groups(groups: NDArray[np.str_], *, val_fraction: float, split_seed: 
     return np.isin(index, chosen or [int(sizes.argmin())])
 
 
+def number_groups(names: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Number groups from 0 in the order of their names: the number (N,) of each of the names (N,)."""
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
 def keep_every(sequences: NDArray[np.str_], step: int) -> NDArray[np.int64]:
     """Return the positions of every n-th frame of each sequence, the first one included.
 

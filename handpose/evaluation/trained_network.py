@@ -147,6 +147,8 @@ def list_data_overrides(config: Mapping[str, Any]) -> list[str]:
     }
     overrides = {"data": _find_data_choice(data["source"]["_target_"])} | source
     overrides |= {f"data.{key}": data[key] for key in ("root", "image_size", "batch_size")}
+    # Checkpoints of earlier versions have no folds.
+    overrides |= {f"folds.{key}": value for key, value in config.get("folds", {}).items()}
     return [quote_override(key, value) for key, value in overrides.items()]
 
 

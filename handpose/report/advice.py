@@ -305,7 +305,7 @@ def check_overfitting(record: SweepRecord) -> list[Finding]:
 def check_late_divergence(record: SweepRecord) -> list[Finding]:
     """Check whether trials diverged in the second half of their epochs."""
     question = "Did good trials diverge late?"
-    diverged = [trial for trial in record.trials if trial.state == "diverged" and trial.epochs > record.max_epochs / 2]
+    diverged = [trial for trial in record.trials if trial.state == "diverged" and trial.epochs > record.fold_epochs / 2]
     evidence = f"{len(diverged)} of {len(record.trials)} trials diverged in the second half of their epochs"
     if len(diverged) < 2:
         return [Finding(question, "fine", "At most one trial diverged late.", evidence)]
@@ -334,7 +334,7 @@ def check_unfinished_training(record: SweepRecord) -> list[Finding]:
 
 
 def _average_quarters(record: SweepRecord) -> NDArray[np.float64] | None:
-    """Average the losses of the best trials in each quarter of the epochs.
+    """Average the losses of the best trials in each quarter of the epochs, of the first fold if there are several.
 
     Trials are selected by their mean over all epochs. If they were selected by their last value, they would appear to
     improve. The epochs of rungs are left out: only trials with good values there were trained further, so these values
@@ -350,7 +350,7 @@ def _average_quarters(record: SweepRecord) -> NDArray[np.float64] | None:
         for trial in record.list_leading_trials(len(record.ranked))
         if trial.epochs >= record.max_epochs and not trial.is_perturbed
     ]
-    edges_at = [record.max_epochs * place / 4 for place in range(5)]
+    edges_at = [record.fold_epochs * place / 4 for place in range(5)]
     rows = []
     for curve in curves:
         groups = [
@@ -485,5 +485,5 @@ def _make_missing_finding(record: SweepRecord, question: str) -> Finding | None:
 def _make_too_short_finding(question: str, record: SweepRecord) -> Finding:
     text = "Too few trials were trained to the last epoch, or for too few epochs, to compare the ends of their curves."
     return Finding(
-        question, "open", text, f"at least 3 trials of {record.max_epochs} epochs, and at least 4 epochs, are needed"
+        question, "open", text, f"at least 3 trials of {record.fold_epochs} epochs, and at least 4 epochs, are needed"
     )

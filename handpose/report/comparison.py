@@ -89,6 +89,8 @@ def explain_incomparable(first: SweepRecord, second: SweepRecord) -> str:
     data = [record.origin.get("data_fingerprint") for record in (first, second)]
     if data[0] != data[1]:
         return "They were trained on different data: their values cannot be compared."
+    if first.folds != second.folds:
+        return f"One measures with {first.folds} folds, the other with {second.folds}: their values cannot be compared."
     if first.max_epochs != second.max_epochs:
         return (
             f"One trains for {first.max_epochs} epochs, the other for {second.max_epochs}, so their learning-rate "

@@ -145,6 +145,10 @@ def _format_last_epoch(reason: Reason, metric: str, outcome: str, epoch: int) ->
     return f"trained to sweep.max_epochs={reason.cutoff:g}"
 
 
+def _format_last_fold(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
+    return f"trained with all folds, {reason.cutoff:g} epochs"
+
+
 def _format_not_finite(reason: Reason, metric: str, outcome: str, epoch: int) -> str:
     name, _, _ = format_metric_name(metric).partition(" ")  # without the unit
     return f"epoch {epoch}: {name} is not finite"
@@ -221,6 +225,7 @@ _FORMATTERS: dict[str, tuple[_Formatter, tuple[str, ...]]] = {
     "worth": (_format_worth, ("value", "rank", "num_compared")),
     "turn": (_format_turn, ()),
     "max_epochs": (_format_last_epoch, ("cutoff",)),
+    "all_folds": (_format_last_fold, ("cutoff",)),
     "not_finite": (_format_not_finite, ()),
     "divergence_factor": (_format_divergence, ("value", "cutoff")),
     "cost_limit": (_format_limit, ("subject",)),

@@ -129,9 +129,10 @@ def format_status(record: SweepRecord) -> str:
     }[record.end]
     earlier = ", then ".join(map(str, record.earlier_max_epochs))
     raised = f" (at first {earlier}, which the user raised)" if earlier else ""
+    folds = f" ({record.folds} folds of {record.fold_epochs})" if record.folds > 1 else ""
     return (
         f"{len(record.trials)} of {record.num_trials} trials ({states or 'none yet'}), at most {record.max_epochs} "
-        f"epochs each{raised}, in {format_duration(record.seconds)} on {record.num_slots} slots; {how}."
+        f"epochs each{folds}{raised}, in {format_duration(record.seconds)} on {record.num_slots} slots; {how}."
         + "".join(
             f" After {format_duration(change.at_s)} the user changed the search space: trials from number "
             f"{change.first_trial} on were proposed from {change.name}."

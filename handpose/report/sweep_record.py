@@ -422,6 +422,7 @@ class SweepRecord:
         expected_gain: what doubling the number of trials was expected to gain, if the sweep ended for that.
         space_changes: the changes of the search space by the user, in order.
         earlier_max_epochs: the numbers of epochs of a complete trial before the user raised them, in order.
+        folds: number of folds that a complete trial is trained with, one after another.
     """
 
     name: str
@@ -452,6 +453,12 @@ class SweepRecord:
     expected_gain: float | None = None
     space_changes: Sequence[SpaceChange] = ()
     earlier_max_epochs: Sequence[int] = ()
+    folds: int = 1
+
+    @property
+    def fold_epochs(self) -> int:
+        """Number of epochs of each training of a trial. Values of later epochs are means over several of them."""
+        return self.max_epochs // self.folds
 
     @cached_property
     def used(self) -> Utilisation | None:

@@ -20,6 +20,10 @@ class Asha(Fifo):
     Trials are compared at rungs, the epochs grace_period * reduction_factor^k below max_epochs, rounded up. Only a
     report of exactly that epoch counts: a later report belongs to another fidelity.
 
+    With folds, the last epoch of the first fold is a rung, so that a bad trial stops after one fold. It replaces a rung
+    just before it (within a factor of the square root of reduction_factor), where trials would be compared by nearly
+    the same results. Later rungs are rounded up to the end of a fold, because values change only there.
+
     Mode `stop` is the rule of Ray's AsyncHyperBandScheduler. A trial continues unless its result is worse than the
     1 - 1 / reduction_factor quantile of the trials that reached the rung before it. No checkpoint is needed, but the
     first trial at a rung always continues, and the next ones are compared with few others.
@@ -47,6 +51,7 @@ class Asha(Fifo):
         max_epochs: the number of epochs of a complete trial.
         seed: the seed of the brackets.
         num_objectives: 1 or 2.
+        folds: the number of folds that a complete trial is trained with.
 
     Raises:
         UserError: a value is out of range.
@@ -64,11 +69,12 @@ class Asha(Fifo):
         max_epochs: int,
         seed: int,
         num_objectives: Literal[1, 2] = 1,
+        folds: int = 1,
     ) -> None:
-        _check_asha_options(mode, grace_period, reduction_factor, brackets, max_epochs)
+        _check_asha_options(mode, grace_period, reduction_factor, brackets, max_epochs // folds)
         self.needs_checkpoints = mode == "promote"
         self._grace_period, self._reduction_factor = grace_period, reduction_factor
-        self._seed = seed
+        self._seed, self._folds = seed, folds
         self._costs: dict[int, float] = {}
         self._make_rung = Rung if num_objectives == 1 else partial(ParetoRung, costs=self._costs)
         self._brackets: list[dict[int, AnyRung]] = [{} for _ in range(brackets)]
@@ -81,7 +87,7 @@ class Asha(Fifo):
     def _add_rungs(self, max_epochs: int) -> None:
         """Add the rungs below max_epochs that the brackets lack."""
         self._max_epochs = max_epochs
-        all_epochs = list(_list_rung_epochs(self._grace_period, self._reduction_factor, max_epochs))
+        all_epochs = _list_all_rung_epochs(self._grace_period, self._reduction_factor, max_epochs, self._folds)
         for skipped, bracket in enumerate(self._brackets):
             for epoch in all_epochs[skipped:]:
                 bracket.setdefault(math.ceil(epoch - _ROUNDING), self._make_rung(self._reduction_factor))
@@ -183,6 +189,16 @@ class Asha(Fifo):
 
 _ROUNDING = 1e-9
 """Tolerance before rounding up: 100 * 1.1 is slightly above 110 in floating point, but means epoch 110."""
+
+
+def _list_all_rung_epochs(grace_period: int, reduction_factor: float, max_epochs: int, folds: int) -> list[float]:
+    epochs = list(_list_rung_epochs(grace_period, reduction_factor, max_epochs))
+    if folds == 1:
+        return epochs
+    fold_epochs = max_epochs // folds
+    early = [epoch for epoch in epochs if epoch * math.sqrt(reduction_factor) <= fold_epochs]
+    later = [math.ceil(epoch / fold_epochs - _ROUNDING) * fold_epochs for epoch in epochs if epoch > fold_epochs]
+    return sorted({*early, fold_epochs, *(epoch for epoch in later if epoch < max_epochs)})
 
 
 def _list_rung_epochs(grace_period: int, reduction_factor: float, max_epochs: int) -> Iterator[float]:

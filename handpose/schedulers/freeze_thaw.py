@@ -101,6 +101,7 @@ class FreezeThaw(Fifo):
     Args:
         space: the search space.
         max_epochs: epochs of a complete trial.
+        folds: number of folds that a complete trial is trained with. In later folds, it decides at their ends.
         min_probability: once all trials have been started and one is complete, paused ones are resumed only while one
             of them ends better than all others with at least this probability.
         seed: the seed of the drawn new trials.
@@ -114,7 +115,9 @@ class FreezeThaw(Fifo):
     selects_only_at_rungs = False
     repeats_decisions = False
 
-    def __init__(self, *, space: Space | None, max_epochs: int, min_probability: float, seed: int) -> None:
+    def __init__(
+        self, *, space: Space | None, max_epochs: int, min_probability: float, seed: int, folds: int = 1
+    ) -> None:
         if not 0 <= min_probability < 1:
             raise UserError(
                 f"scheduler.min_probability={min_probability:g} must be at least 0 and below 1: it is a probability "
@@ -123,6 +126,7 @@ class FreezeThaw(Fifo):
         if space is None:
             raise UserError("scheduler=freeze_thaw needs the search space of the sweep")
         self._space, self._min_probability, self._seed = space, min_probability, seed
+        self._folds = folds
         self._set_max_epochs(max_epochs)
         self._pool = CandidatePool(space)
         self._trials: dict[int, _Trial] = {}
@@ -136,13 +140,19 @@ class FreezeThaw(Fifo):
 
     def _set_max_epochs(self, max_epochs: int) -> None:
         self._max_epochs = max_epochs
-        self._epochs = list_decision_epochs(max_epochs)
+        self._epochs = list_decision_epochs(max_epochs, folds=self._folds)
         self.rungs = self._epochs[:-1]
 
     def make_stand_in(self) -> Scheduler:
         """Return a scheduler that lets trials train about as many epochs, to forecast costs: the model needs curves."""
         return Asha(
-            mode="promote", grace_period=1, reduction_factor=3, brackets=1, max_epochs=self._max_epochs, seed=self._seed
+            mode="promote",
+            grace_period=1,
+            reduction_factor=3,
+            brackets=1,
+            max_epochs=self._max_epochs,
+            seed=self._seed,
+            folds=self._folds,
         )
 
     # --- events -------------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ class CurveSampler(BaseSampler):
         epoch_seconds: number of a trial -> seconds of an epoch, of the trials that have been timed.
         n_startup_trials: number of trials with a result before which it draws at random.
         seed: the seed of what is drawn.
+        folds: number of folds that a complete trial is trained with.
     """
 
     def __init__(
@@ -67,11 +68,12 @@ class CurveSampler(BaseSampler):
         epoch_seconds: Mapping[int, float],
         n_startup_trials: int,
         seed: int | None = None,
+        folds: int = 1,
     ) -> None:
         if n_startup_trials < 2:
             raise ValueError(f"n_startup_trials={n_startup_trials} must be at least 2: a model needs differences")
         self._pool, self._max_epochs, self._num_startup_trials = pool, max_epochs, n_startup_trials
-        self._epoch_seconds = epoch_seconds
+        self._epoch_seconds, self._folds = epoch_seconds, folds
         self._rng = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
         self._chosen: Candidate | None = None
@@ -120,7 +122,7 @@ class CurveSampler(BaseSampler):
         ]
         if sum(bool(curve.losses) for curve in curves) < self._num_startup_trials:
             return None
-        epochs = list_decision_epochs(self._max_epochs)
+        epochs = list_decision_epochs(self._max_epochs, folds=self._folds)
         model = CurveModel(self._pool.encoder.num_entries, self._max_epochs)
         fit_model(model, curves, epochs)
         forecast = CurveForecast(model, curves, self._max_epochs, epochs)

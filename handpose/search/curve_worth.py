@@ -73,10 +73,19 @@ class Option(NamedTuple):
     start_s: float
 
 
-def list_decision_epochs(max_epochs: int, factor: float = 1.5) -> tuple[int, ...]:
-    """List the epochs at which trials are judged: about evenly by their logarithms, and the last one."""
-    epochs, epoch = {max_epochs}, 1.0
-    while round(epoch) < max_epochs:
+def list_decision_epochs(max_epochs: int, factor: float = 1.5, *, folds: int = 1) -> tuple[int, ...]:
+    """List the epochs at which trials are judged: about evenly by their logarithms, and the last one.
+
+    With folds, these are epochs of the first fold, and the ends of all folds: values change only there.
+
+    Args:
+        max_epochs: epochs of a complete trial, over all its folds.
+        factor: ratio of one epoch to the one before it.
+        folds: number of folds.
+    """
+    fold_epochs = max_epochs // folds
+    epochs, epoch = {fold_epochs * fold for fold in range(1, folds + 1)}, 1.0
+    while round(epoch) < fold_epochs:
         epochs.add(round(epoch))
         epoch = max(epoch * factor, epoch + 1)
     return tuple(sorted(epochs))

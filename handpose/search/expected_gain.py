@@ -33,6 +33,7 @@ def estimate_gain(
     max_epochs: int,
     num_more: int,
     seed: int,
+    folds: int = 1,
 ) -> float:
     """Estimate by how much the loss of the best trial falls with further trials.
 
@@ -44,6 +45,7 @@ def estimate_gain(
         max_epochs: epochs of a complete trial.
         num_more: number of further trials.
         seed: the seed of the configurations and of the draws.
+        folds: number of folds that a complete trial is trained with.
 
     Returns:
         The expected difference, in units of the loss; at least 0.
@@ -52,7 +54,7 @@ def estimate_gain(
         UserError: the search space draws no configuration.
         torch.linalg.LinAlgError: the losses are so different that no model describes them.
     """
-    epochs = list_decision_epochs(max_epochs)
+    epochs = list_decision_epochs(max_epochs, folds=folds)
     fitted = CurveModel(pool.encoder.num_entries, max_epochs)
     fit_model(fitted, curves, epochs)
     fitted.shorten_lengths(_LENGTH_FACTOR)

@@ -118,6 +118,7 @@ class OptunaSearcher(Searcher):
         metric: the metric to optimise.
         mode: `min` or `max`, the better direction of the metric.
         max_epochs: the number of epochs of a complete trial.
+        folds: the number of folds that a complete trial is trained with.
         seed: the seed of everything that is drawn.
         defaults: configuration key -> value of the default configuration. It is tried first if it lies in the space.
             Keys that the space does not search have this value in every trial.
@@ -168,6 +169,7 @@ class OptunaSearcher(Searcher):
         constraints: dict[str, float | None] | None = None,
         repeats: bool = False,
         prior_probability: float | None = None,
+        folds: int = 1,
     ) -> None:
         self._repeats, self._defaults = repeats, defaults
         self._epoch_seconds: dict[int, float] = {}
@@ -176,7 +178,7 @@ class OptunaSearcher(Searcher):
         self._prior_probability = self._given_prior_probability if space.priors else 0.0
         self.constraints = parse_limits(constraints or {})
         self._space, self._name, self._seed, self._second_objective = space, name, seed, second_objective
-        self._sweep_name, self._max_epochs = name, max_epochs
+        self._sweep_name, self._max_epochs, self._folds = name, max_epochs, folds
         self._raised_epochs: int | None = None
         self._space_number = 1
         self._objectives = {metric: mode} | ({} if second_objective is None else {second_objective: "min"})
@@ -190,7 +192,7 @@ class OptunaSearcher(Searcher):
         prepare_trials = partial(
             prepare_initial_trials,
             space,
-            Conditions(metric, mode, max_epochs, fingerprint, defaults),
+            Conditions(metric, mode, max_epochs, fingerprint, defaults, folds),
             second_objective=second_objective,
             first=points_to_evaluate or [],
             warm_start=warm_start or [],
@@ -212,7 +214,7 @@ class OptunaSearcher(Searcher):
         if self._resolved_sampler is None:
             return None
         search = {"pool": CandidatePool(space), "max_epochs": self._max_epochs, "epoch_seconds": self._epoch_seconds}
-        return _bind_search(self._resolved_sampler, **search)
+        return _bind_search(self._resolved_sampler, **search, folds=self._folds)
 
     def _read_study(self) -> None:
         """Read the plan of the study, and the parameters of its trials."""

@@ -43,7 +43,8 @@ class Searcher:
     - defaults: configuration key -> value of the default configuration.
     - metric, mode: the metric to optimise, and `min` or `max`, its better direction.
     - second_objective: the name of a cost to minimise as well, or None.
-    - max_epochs: the number of epochs of a complete trial.
+    - max_epochs: the number of epochs of a complete trial, over all its folds.
+    - folds: the number of folds that a complete trial is trained with; 1 without folds.
     - seed: the seed of everything that is drawn.
     - repeats: trials may have the parameters of earlier ones, because parameters change during training.
     - name, folder, resume: the name of the sweep, a folder for the searcher's own files, and whether the sweep is

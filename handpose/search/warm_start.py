@@ -50,10 +50,13 @@ LINEAGE_ATTRIBUTE = "lineage"
 
 _IRRELEVANT_GROUPS = {
     *SWEEP_GROUPS,
-    *("best", "checkpoints", "experiment", "logger", "num_rotations", "num_threads", "paths", "pictures"),
+    *("best", "checkpoints", "experiment", "folds", "logger", "num_rotations", "num_threads", "paths", "pictures"),
     *("resume", "seed", "test", "test_time"),
 }
-"""Groups and keys that do not affect the result of a configuration; `seed` only draws another sample of it."""
+"""Groups and keys that do not affect the result of a configuration; `seed` only draws another sample of it.
+
+`folds` has the same values in every sweep: the folds of a sweep are those of `sweep.folds`, which is compared.
+"""
 
 _IRRELEVANT_KEYS = (
     "data.num_workers",
@@ -80,6 +83,7 @@ class Conditions(NamedTuple):
         max_epochs: the number of epochs of a complete trial.
         fingerprint: the fingerprint of the data; None if there is none.
         settings: configuration key -> value, for the trials that do not set the key themselves.
+        folds: the number of folds that a complete trial is trained with.
     """
 
     metric: str
@@ -87,6 +91,7 @@ class Conditions(NamedTuple):
     max_epochs: int
     fingerprint: str | None
     settings: Mapping[str, Any]
+    folds: int = 1
 
 
 @dataclass
@@ -320,6 +325,8 @@ def _find_incompatibility(there: Conditions, here: Conditions) -> str:
     """Return why no value of one sweep is comparable with those of the other, or an empty string if they are."""
     if (there.metric, there.mode) != (here.metric, here.mode):
         return f"it optimised {there.metric} ({there.mode})"
+    if there.folds != here.folds:
+        return f"it measured the mean over sweep.folds={there.folds}, not {here.folds}"
     if there.max_epochs != here.max_epochs:
         return f"its schedule ends at epoch {there.max_epochs}"
     if there.fingerprint is None or there.fingerprint != here.fingerprint:
@@ -382,9 +389,10 @@ def _read_earlier_sweep(given: str) -> _EarlierSweep:
         conditions = Conditions(
             sweep["metric"],
             _resolve_mode(sweep["metric"], sweep["mode"]),
-            sweep["max_epochs"],
+            sweep["max_epochs"] * sweep["folds"],
             record["data_fingerprint"],
             {**flatten_config(config), **record.get("choices", {})},
+            sweep["folds"],
         )
         revision = (record.get("git") or {}).get("revision")
         url = resolve_storage_url(config["searcher"].get("storage"))

@@ -162,7 +162,7 @@ class _Planner:
             limit=clock.describe_limit(),
             used_s=clock.count_used_s(),
             num_trials=amounts.num_trials,
-            max_epochs=amounts.max_epochs,
+            max_epochs=amounts.max_epochs * self._plan.sweep.folds,
             trials_s=chosen.trials.wall_s,
             num_finalists=amounts.top_k,
             num_seeds=amounts.seeds,

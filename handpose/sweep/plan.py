@@ -51,7 +51,7 @@ from handpose.sweep.selection.retrain_seeds import retrain_over_seeds
 from handpose.sweep.storage.folder_sync import FolderSync
 from handpose.sweep.storage.stored_sweep import check_storage
 from handpose.sweep.trainable.reporting import TrialFunction
-from handpose.sweep.trainable.trial import TrainingFunction, TrialRecipe
+from handpose.sweep.trainable.trial import TrainingFunction, TrialRecipe, make_recipe
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,8 @@ class SweepPlan:
         Returns:
             The content of confirm.yaml; None if there was nothing to confirm.
         """
-        recipe = replace(self.recipe, max_epochs=table.max_epochs)  # the user may have raised it
+        max_epochs = self.sweep.change_trial_epochs(table.max_epochs).max_epochs  # the user may have raised it
+        recipe = replace(self.recipe, max_epochs=max_epochs)
         trial_function = TrainingFunction.from_settings(recipe, self.sweep, Fifo(), needs_costs=False)
         return confirm_finalists(
             table,
@@ -201,8 +202,8 @@ class SweepPlan:
             devices=sweep.retrain_devices,
             use_val=self.retrain_settings.use_val,
             epoch_s=sweep.workers_per_trial * winner.seconds / winner.epochs if winner.epochs else None,
-            # The weights of its trial would make the seeds alike.
-            trial_epochs=winner.epochs if self.retrain_settings.seeds == 1 else 0,
+            # The weights of its trial would make the seeds alike, and with folds they have seen the validation split.
+            trial_epochs=winner.epochs if self.retrain_settings.seeds == 1 and sweep.folds == 1 else 0,
             repeats_shortened=self._has_longer_retraining(table),
             find_nodes=self._find_retrain_nodes if is_shared else None,
         )
@@ -258,7 +259,7 @@ class SweepPlan:
 
     def _plan_confirmation(self, table: TrialTable) -> ConfirmationBudget:
         given = {override_key(item) for item in self.task.overrides} - set(self.clock.decisions.planned_keys)
-        sweep = replace(self.sweep, max_epochs=table.max_epochs)
+        sweep = self.sweep.change_trial_epochs(table.max_epochs)
         return plan_confirmation(table, sweep, self.clock, schedule_epochs=self.schedule_epochs, given=given)
 
     def _bind_preflight(self, trial_function: TrialFunction) -> Callable[[Slots], Slots]:
@@ -305,12 +306,12 @@ def build_plan(task: SweepTask, *, data: DataSummary | None = None, measured_slo
     overrides, scheduler, searcher, num_points = check_search(
         config, sweep, space, task.overrides, first_space=first_space
     )
-    data = data or summarise_data(compose("train", overrides))  # with the metric of the sweep
+    recipe = make_recipe(sweep, overrides, task.locations)
+    data = data or summarise_data(compose("train", [*overrides, *recipe.list_fold_overrides()]))
     check_fingerprint(task, data.fingerprint)
     if (slots := slots_here(sweep, cluster)) is not None:
         check_gpu_hours(budget.gpu_hours, slots)
         check_loaders(sweep, space, overrides, data.size, slots)
     RetrainSettings(**config.retrain).check(saves_checkpoints=config.checkpoints.enabled)
-    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
     origin = task.origin or collect_provenance(data=data.fingerprint)
     return SweepPlan(task, sweep, cluster, data, recipe, scheduler, searcher, num_points, origin, clock, measured_slots)

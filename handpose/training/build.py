@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from handpose.config import instantiate_key, to_plain_values
 from handpose.data.datamodule import HandDataModule
+from handpose.data.folds import Folds
 from handpose.errors import UserError
 from handpose.malloc import keep_freed_memory
 from handpose.models.compilation import compile_in_place
@@ -134,6 +135,7 @@ def build_data(
         num_workers=config.data.num_workers,
         masks=masks,
         train_on_val=config.train_on_val,
+        folds=Folds(config.folds.num, config.folds.index),
         num_test_batches=int(config.trainer.get("fast_dev_run") or 0) or None,
         progress=not quiet,
     )
@@ -147,15 +149,19 @@ _cached_data: dict[str, HandDataModule] = {}
 def _reuse_cached_data(data: HandDataModule, config: DictConfig) -> HandDataModule:
     """Return the data module with the annotations and packed images of an earlier one for the same data set, if any.
 
+    The earlier one may hold out another fold.
+
     Reading FreiHAND's annotations and checking all its files takes a second or more, about as long as twenty training
     steps.
     """
     data_values = [to_plain_values(config.data)["source"], config.data.image_size, config.paths.packed]
-    key = json.dumps([*data_values, data.masks, data.train_on_val])
+    key = json.dumps([*data_values, data.masks, data.train_on_val, data.folds.num])
     if key not in _cached_data:
         _cached_data.clear()
         data.setup("fit")
         _cached_data[key] = data
+    if _cached_data[key].folds != data.folds:
+        _cached_data[key] = _cached_data[key].change_fold(data.folds.index)
     shared = copy.copy(_cached_data[key])
     shared.batch_size, shared.seed, shared.num_workers = data.batch_size, data.seed, data.num_workers
     shared.num_test_batches = data.num_test_batches

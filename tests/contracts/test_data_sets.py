@@ -9,6 +9,8 @@ import torch
 
 from handpose import geometry
 from handpose.config import compose, quote_override
+from handpose.data.folds import Folds, divide_into_folds
+from handpose.data.sample import ALWAYS_TRAINED, join_annotations
 from handpose.training.build import build_data
 from tests.builders import write_course, write_freihand
 from tests.data.layouts import write_coco_wholebody, write_dexycb, write_ho3d, write_interhand
@@ -100,6 +102,29 @@ def test_no_pose_and_no_picture_is_in_two_splits(data):
     assert sum(map(len, files)) == len(set().union(*files))
 
 
+def test_two_folds_validate_each_training_and_validation_image_once_and_divide_no_group(data):
+    own = data.source.splits()
+    both = join_annotations(own.train, own.val)
+    groups = dict(zip(map(str, list_images(both)), both.pose if both.group is None else both.group, strict=True))
+    divided = {image for image, group in groups.items() if group != ALWAYS_TRAINED}
+    validated = []
+    for index in range(2):
+        splits = divide_into_folds(own, Folds(2, index))
+        train, val = (set(map(str, list_images(split))) for split in (splits.train, splits.val))
+        assert len(train) + len(val) == len(both)
+        assert {groups[image] for image in train}.isdisjoint(groups[image] for image in val)
+        assert set(splits.train.pose).isdisjoint(splits.val.pose)
+        assert splits.test is own.test
+        validated += val
+    assert len(validated) == len(divided)
+    assert set(validated) == divided
+
+
+def list_images(split):
+    """The file and the square in it of each image: a photograph may show several hands."""
+    return list(zip(split.files, map(tuple, split.crops_or_whole.tolist()), strict=True))
+
+
 def test_batches_have_pictures_with_the_joints_inside(data):
     data.setup()
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
@@ -113,6 +138,6 @@ def test_batches_have_pictures_with_the_joints_inside(data):
 
 def test_the_fingerprint_is_the_same_when_it_is_read_again(data):
     before = data.fingerprint
-    data.__dict__.pop("splits")
+    data.__dict__.pop("_own_splits")
     data._stores.clear()
     assert data.fingerprint == before

@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from handpose.errors import UserError
 from handpose.schedulers.scheduler import SegmentStart
 from handpose.search.space import load_space
 from handpose.sweep.controller.scheduler_and_searcher import bind_scheduler
@@ -75,6 +76,20 @@ def test_trials_pause_only_at_rungs_and_only_if_they_save_checkpoints_there(sche
             paused = {epoch for _, epoch, _, decision in list_reports(calls) if decision == "pause"}
             assert paused <= set(fresh().rungs)
             assert not paused or fresh().needs_checkpoints
+
+
+def test_with_folds_a_trial_pauses_only_in_the_first_fold_or_at_the_end_of_one(scheduler):
+    """And some trial is trained with all folds. A scheduler that changes parameters refuses folds."""
+    folds = ("sweep.folds=3", "sweep.max_epochs=4")
+    if configured(scheduler)().perturbs_params:
+        with pytest.raises(UserError, match=r"sweep\.folds=3 trains the same configuration with every fold, but"):
+            configured(scheduler, *folds)
+        return
+    for seed in list_seeds(scheduler):
+        calls = drive_scheduler(configured(scheduler, *folds)(), seed=seed, max_epochs=12)
+        paused = {epoch for _, epoch, _, decision in list_reports(calls) if decision == "pause"}
+        assert all(epoch <= 4 or epoch % 4 == 0 for epoch in paused)
+        assert list_completed(calls, 12)
 
 
 def test_a_scheduler_that_says_so_selects_only_at_rungs(scheduler):

@@ -129,3 +129,7 @@ def test_a_checkpoint_brings_its_views_and_its_data(checkpoint, freihand):
     assert again.data.root == str(freihand)
     assert (again.data.image_size, again.data.source.val_fraction) == (64, 0.25)
     assert (again.model.encoder.name, again.model.decoder.depth) == ("test_efficientnet", 2)
+    divided = compose("train", list_data_overrides({**config, "folds": {"num": 5, "index": 2}}))
+    assert (divided.folds.num, divided.folds.index) == (5, 2)
+    before = {key: value for key, value in config.items() if key != "folds"}  # as earlier versions wrote it
+    assert compose("train", list_data_overrides(before)).folds.num == 1

@@ -290,6 +290,13 @@ def test_the_end_of_the_best_curves_is_judged(curve, question, kind):
     assert found.kind == kind
 
 
+def test_with_folds_the_end_of_the_first_one_is_judged():
+    """Later values are means that change only at the end of a fold."""
+    curve = [9, 8, 7, 6, 5, 4, 3, 2, *[2] * 7, 2.1]
+    trials = [make_trial(number, {}, [value + 0.01 * number for value in curve]) for number in range(6)]
+    assert find_answers(make_record(trials, max_epochs=16, folds=2), "still improve")[0].kind == "note"
+
+
 def test_the_end_of_the_curves_is_judged_the_other_way_round_where_more_is_better():
     trials = [make_trial(number, {}, [0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]) for number in range(6)]
     made = make_record(trials, max_epochs=8, mode="max")

@@ -136,6 +136,38 @@ def test_a_rung_whose_epoch_is_whole_but_for_rounding_is_that_epoch():
     assert make_asha(grace_period=100, reduction_factor=1.1, max_epochs=120).rungs == (100, 110)
 
 
+@pytest.mark.parametrize(
+    ("values", "folds", "fold_epochs", "rungs"),
+    [
+        ({}, 5, 6, (1, 3, 6, 12)),
+        ({}, 5, 27, (1, 3, 9, 27, 81)),
+        ({}, 2, 10, (1, 3, 10)),  # 9 would compare trials one epoch before the end of the fold
+        ({}, 3, 1, (1,)),
+        ({"reduction_factor": 2}, 6, 4, (1, 2, 4, 8, 16)),
+        ({"reduction_factor": 2, "brackets": 2}, 6, 4, (1, 2, 4, 8, 16)),
+        ({"grace_period": 6}, 2, 6, (6,)),
+    ],
+)
+def test_with_folds_rungs_are_in_the_first_one_and_at_ends_of_folds(values, folds, fold_epochs, rungs):
+    scheduler = make_asha(**values, max_epochs=folds * fold_epochs, folds=folds)
+    assert scheduler.rungs == rungs
+    assert fold_epochs in rungs
+    assert all(epoch % fold_epochs == 0 for epoch in rungs if epoch > fold_epochs)
+
+
+def test_the_first_rung_is_within_the_first_fold():
+    with pytest.raises(UserError, match=r"grace_period=7 must be at least 1 and at most sweep.max_epochs=6"):
+        make_asha(grace_period=7, max_epochs=30, folds=5)
+
+
+def test_a_bad_trial_stops_after_one_fold():
+    scheduler = make_asha(grace_period=4, max_epochs=12, folds=3)
+    for trial in range(6):
+        scheduler.on_trial_start(trial, PARAMS)
+    decisions = [scheduler.on_trial_result(trial, 4, loss=float(trial)) for trial in range(6)]
+    assert decisions == ["continue"] + ["stop"] * 5
+
+
 class RayScheduler:
     """Decisions of one of Ray's schedulers."""
 

@@ -198,6 +198,11 @@ def test_decisions_lie_closer_together_at_the_beginning(max_epochs, expected):
     assert list_decision_epochs(max_epochs) == expected
 
 
+def test_with_folds_decisions_are_in_the_first_fold_and_at_the_ends_of_all():
+    assert list_decision_epochs(27, folds=3) == (1, 2, 3, 4, 7, 9, 18, 27)
+    assert list_decision_epochs(4, folds=4) == (1, 2, 3, 4)
+
+
 def test_many_values_are_thinned_and_the_best_trials_and_newest_epochs_stay():
     curves = make_curves(300)
     points, losses = collect_points(curves, np.array(EPOCHS), 200, least=2)

@@ -249,6 +249,7 @@ def test_draws_under_other_names_are_brought_into_the_same_space(sweeps):
 
 OTHERS = [
     ({"settings": {"max_epochs": 27}}, "its schedule ends at epoch 9"),
+    ({"settings": {"folds": 3}}, "it measured the mean over sweep.folds=1, not 3"),
     ({"fingerprint": "other hands"}, "it was trained on other data"),
     ({"fingerprint": None}, "it was trained on other data"),
     ({"settings": {"metric": "val/loss"}}, "it optimised val/pa_mpjpe_mm (min)"),
@@ -272,6 +273,16 @@ def test_values_under_other_conditions_are_not_brought_but_the_best_points_are_t
     default = {"optimizer.lr": 0.001, "model.decoder.depth": 3}
     expected = [default, *(trial.params for trial in ranked if trial.params != default)]
     assert [searcher.suggest(number) for number in range(4)] == expected[:4]
+
+
+def test_results_with_the_same_folds_count_as_the_sweeps_own(sweeps):
+    """sweep.yaml has the epochs of a fold, and the searcher those of a complete trial."""
+    path = sweeps.run("before", settings={"folds": 3})
+    record = yaml.safe_load((sweeps.folder / "before" / "sweep.yaml").read_text())
+    record["config"]["sweep"]["max_epochs"] = 3
+    (sweeps.folder / "before" / "sweep.yaml").write_text(yaml.safe_dump(record))
+    after = sweeps.begin("after", warm_start=[path], settings={"folds": 3})
+    assert get_import_summary(after) == {"brought": 4}
 
 
 def test_a_point_of_an_earlier_sweep_says_which_trial_it_was(sweeps):

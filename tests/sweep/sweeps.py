@@ -25,6 +25,7 @@ def make_settings(folder, **changes):
         "status": None,
         "num_trials": 6,
         "max_epochs": 4,
+        "folds": 1,
         "workers_per_trial": 1,
         "cpus_per_trial": 1,
         "gpus_per_trial": None,

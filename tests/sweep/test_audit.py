@@ -20,6 +20,7 @@ from tests.sweep.whole_sweep import METRIC, WholeSweep
 
 HALVING = "scheduler.reduction_factor=2"
 PROMOTE = "scheduler.mode=promote"
+FOLDS = ("sweep.folds=3", "sweep.max_epochs=2")
 GRID = "optimizer.lr: choice(0.001, 0.002)\nheatmap.sigma: choice(0.03, 0.05)\n"
 EQUAL = "optimizer.lr: choice(1, true, 1.0)\nheatmap.sigma: choice(0, false)\n"
 EQUAL_AND_VALID = "trainer.limit_train_batches: choice(1, 1.0)\n+trainer.fast_dev_run: choice(0, false)\n"
@@ -104,6 +105,16 @@ MAKE = {
     "resumed": lambda folder: (
         WholeSweep(folder, HALVING, PROMOTE)
         .run(stops=[(5, "interrupted"), (3, None), (4, None)], given=["sweep.num_trials=7"])
+        .finish(seeds=1, retrained=False)
+    ),
+    "folds": lambda folder: (
+        WholeSweep(folder, "scheduler=fifo", *FOLDS, fails={(1, 4): "killed"}, diverges={(2, 5)})
+        .run(stops=[(5, "interrupted"), (6, None)])
+        .finish(seeds=1, retrained=False)
+    ),
+    "folds_promoted": lambda folder: (
+        WholeSweep(folder, HALVING, PROMOTE, *FOLDS, fails={(1, 2): "killed"})
+        .run(stops=[(5, "interrupted"), (6, None)])
         .finish(seeds=1, retrained=False)
     ),
     "interrupted": lambda folder: WholeSweep(folder, HALVING, PROMOTE).run(num_reports=9, last="interrupted"),
@@ -400,6 +411,24 @@ FAULTS = [
         EVENTS,
         remove_line(event="segment_started", trial=3),
         r"events.jsonl: line \d+ has 'epoch_reported' of trial 3, which is waiting",
+    ),
+    (
+        "folds",
+        EVENTS,
+        change_event(f"metrics|{METRIC}", lambda value: value + 1e-9, event="epoch_reported", trial=0, epoch=5),
+        r"reports other metrics at epoch 5 of trial 0 than at the end of fold 2, epoch 4",
+    ),
+    (
+        "folds",
+        "sweep.yaml",
+        replace_text("  folds: 3", "  folds: 2"),
+        r"sweep.yaml has sweep.folds=2, but configs/ now gives 3",
+    ),
+    (
+        "folds",
+        RUNS,
+        change_event(f"metrics|{METRIC}", 9.5, event="epoch_reported", trial=1, epoch=3),
+        r"confirm/events.jsonl: .*reports other metrics at epoch 3 of trial 1 than at the end of fold 1, epoch 2",
     ),
     (
         "stop",

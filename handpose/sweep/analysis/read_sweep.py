@@ -103,7 +103,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         metric=settings.metric,
         mode=settings.target.mode,
         num_trials=history.num_trials,
-        max_epochs=settings.max_epochs,
+        max_epochs=settings.trial_epochs,
         num_slots=course.max_running,
         seconds=course.at,
         end=course.end,
@@ -125,6 +125,7 @@ def read_sweep(folder: Path, *, with_importance: bool = True) -> SweepRecord:
         expected_gain=table.expected_gain,
         space_changes=_list_space_changes(history, course.steered_at),
         earlier_max_epochs=earlier_max_epochs,
+        folds=settings.folds,
     )
     return replace(record, importance=_compute_sweep_importance(record, distributions)) if with_importance else record
 

@@ -33,7 +33,7 @@ _VERBS: Mapping[Decision, str] = {
     "diverged": "diverged",
     "infeasible": "infeasible",
 }
-_RULES_WITHOUT_VALUE = ("max_epochs", "turn", "kept_by_user")
+_RULES_WITHOUT_VALUE = ("max_epochs", "all_folds", "turn", "kept_by_user")
 """Rules whose sentence has neither the epoch nor the value of the metric."""
 
 _RULE_OF_EVERY_EPOCH = "median"

@@ -58,7 +58,11 @@ from handpose.sweep.driver.resume import SweepTask, load_recorded_task
 from handpose.sweep.record.events import EVENTS_FILE, scan_event_lines
 from handpose.sweep.record.provenance import fill_in_modes
 from handpose.sweep.record.settings import LOCK, SweepSettings
-from handpose.sweep.trainable.trial import TrialRecipe, add_checkpoint_metric, select_training_overrides
+from handpose.sweep.trainable.trial import (
+    add_checkpoint_metric,
+    make_recipe,
+    select_training_overrides,
+)
 from handpose.utf8 import use_utf8
 from handpose.yaml_files import read_yaml
 
@@ -124,7 +128,7 @@ def _audit_once(folder: Path) -> Iterator[AuditFinding]:
         yield from _find_unreadable_lines(folder)
         return
     yield from _audit_description(folder, task)
-    recipe = TrialRecipe(overrides, task.locations, sweep.max_epochs, sweep.cpus_per_trial, sweep.workers_per_trial)
+    recipe = make_recipe(sweep, overrides, task.locations)
     audited = AuditedSweep(task, sweep, limits, recipe)
     with _open_study(task, folder) as (study, problem):
         yield from problem

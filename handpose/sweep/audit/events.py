@@ -1,5 +1,6 @@
 """Audits the events of a sweep: repeats every decision from the events before it."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
@@ -235,6 +236,7 @@ class _EventChecker:
         self._label = label
         self._last: Event | None = None
         self._last_begun: dict[int, SegmentStarted] = {}
+        self._fold_ends: dict[int, dict[int, Mapping[str, float]]] = {}  # trial -> fold, from 1 -> metrics
         self._nodes: dict[int, str] = {}
         self._newest_checkpoint_epochs: dict[int, int] = {}  # trial -> epoch of the newest checkpoint it reported
         self._line = 0
@@ -497,8 +499,11 @@ class _EventChecker:
         following, name = (before // every + 1) * every, f"reports epoch {event.epoch} of trial {event.trial}"
         said = f"{name} after epoch {before}, but the report of epoch {following} is missing"
         self._require(event.epoch <= following, said, Lost)
-        max_epochs = self._replayed.history.settings.max_epochs
-        self._require(event.epoch <= max_epochs, f"{name}, but sweep.max_epochs is {max_epochs}")
+        settings = self._replayed.history.settings
+        said = f"{name}, but sweep.max_epochs is {settings.max_epochs}"
+        said += f" and sweep.folds is {settings.folds}" if settings.folds > 1 else ""
+        self._require(event.epoch <= settings.trial_epochs, said)
+        self._check_fold(event, settings)
         if event.resumed_from != begun.epoch:
             kind = Repeated if event.resumed_from < begun.epoch else Wrong
             said = f"reports that trial {event.trial} resumed from epoch {event.resumed_from}"
@@ -508,6 +513,25 @@ class _EventChecker:
         self._require(event.node == node, said)
         if event.checkpoint is not None:
             self._check_reported_checkpoint(event, event.checkpoint, trial.num_segments)
+
+    def _check_fold(self, event: EpochReported, settings: SweepSettings) -> None:
+        """Check that the metrics after the first fold change only at the ends of folds.
+
+        They are the mean over the folds trained so far. Metrics that are not finite end the trial, and are reported as
+        they are.
+        """
+        if settings.folds == 1:
+            return
+        fold, place = divmod(event.epoch, settings.max_epochs)
+        ends = self._fold_ends.setdefault(event.trial, {})
+        if place == 0:
+            ends[fold] = event.metrics
+        elif fold in ends and math.isfinite(event.metrics.get(settings.metric, math.nan)):
+            said = (
+                f"reports other metrics at epoch {event.epoch} of trial {event.trial} than at the end of fold {fold}, "
+                f"epoch {fold * settings.max_epochs}"
+            )
+            self._require(event.metrics == ends[fold], said)
 
     def _check_reported_checkpoint(
         self, event: EpochReported, checkpoint: CheckpointRecord, segment_number: int

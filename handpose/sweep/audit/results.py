@@ -96,11 +96,11 @@ def _audit_confirm_sweep(audited: AuditedSweep) -> ReplayResult:
     kept = folder / "sweep.yaml"
     record, problem = _read_description(kept)
     # The user may have raised the number of epochs since.
-    epochs = record.get("epochs", sweep.max_epochs)
-    recipe = replace(audited.recipe, max_epochs=epochs)
+    epochs = record.get("epochs", sweep.trial_epochs)
+    changed = sweep.change_trial_epochs(epochs)
+    recipe = replace(audited.recipe, max_epochs=changed.max_epochs)
     settings = replace(
-        sweep,
-        max_epochs=epochs,
+        changed,
         folder=str(folder),
         second_objective=None,
         time_budget_s=None,

@@ -88,7 +88,7 @@ def plan_confirmation(
         chosen = choose_confirmation(
             left,
             asked,
-            run=epoch.scale(sweep.max_epochs),
+            run=epoch.scale(sweep.trial_epochs),
             num_slots=max(table.num_slots, estimate_slots(table, clock.seconds.get("trials", math.inf))),
             retraining=epoch.scale(sweep.workers_per_trial * schedule_epochs),
             given=given,

@@ -239,7 +239,7 @@ def snapshot_trial(trial: TrialHistory) -> TrialSnapshot:
 def make_empty_table(settings: SweepSettings) -> TrialTable:
     """Make the table of a sweep before its first trial."""
     objectives = make_second_objectives(settings.second_objective)
-    table = TrialTable(*settings.target, settings.num_trials, settings.max_epochs, objectives=objectives)
+    table = TrialTable(*settings.target, settings.num_trials, settings.trial_epochs, objectives=objectives)
     table.gpu_hours_budget = math.inf if settings.gpu_hours is None else settings.gpu_hours
     return table
 
@@ -352,8 +352,9 @@ class History:
             return ExplainedDecision("diverged", Reason("divergence_factor", value=value, cutoff=limit))
         self._scheduler.reason = None
         decision = self._decide_by_scheduler(number, epoch, self._target.to_loss(value), past)
-        if epoch >= self.settings.max_epochs:
-            return ExplainedDecision("complete", Reason("max_epochs", cutoff=self.settings.max_epochs))
+        if epoch >= self.settings.trial_epochs:
+            rule = "max_epochs" if self.settings.folds == 1 else "all_folds"
+            return ExplainedDecision("complete", Reason(rule, cutoff=self.settings.trial_epochs))
         return ExplainedDecision(decision, self._to_metric_units(self._scheduler.reason))
 
     def _decide_by_scheduler(self, number: int, epoch: int, loss: float, past: Decision | None) -> SchedulerDecision:
@@ -554,6 +555,11 @@ class History:
 
     def _find_epochs_refusal(self, max_epochs: float | None) -> str:
         current = self.settings.max_epochs
+        if self.settings.folds > 1:
+            return (
+                f"a trial of this sweep has {self.settings.folds} folds of {current} epochs (sweep.folds), each with "
+                "its own learning-rate schedule, so that they cannot be trained longer; start a new sweep"
+            )
         if max_epochs is None or max_epochs <= current:
             return f"a complete trial has {current} epochs; give more, since what is trained cannot be taken back"
         if max_epochs > _MAX_RAISE * current:

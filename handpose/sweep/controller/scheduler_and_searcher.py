@@ -19,8 +19,8 @@ def bind_scheduler(
     """Make a function that creates new schedulers as configured.
 
     Args:
-        scheduler: the partial class from configs/scheduler. Of `max_epochs`, `seed`, `space` and `num_objectives` it
-            receives those that its signature asks for.
+        scheduler: the partial class from configs/scheduler. Of `max_epochs` (of a complete trial, over all its folds),
+            `folds`, `seed`, `space` and `num_objectives` it receives those that its signature asks for.
         sweep: settings of the sweep.
         space: search space of the sweep.
 
@@ -28,13 +28,23 @@ def bind_scheduler(
         A function that returns a new scheduler with each call.
 
     Raises:
-        UserError: the scheduler's values are invalid, it does not support the sweep's second objective, or
+        UserError: the scheduler's values are invalid, it does not support the sweep's second objective or its folds, or
             `sweep.stop_when` does not support one of them.
     """
     num_objectives = 1 if sweep.second_objective is None else 2
     fresh = bind_arguments(
-        scheduler, max_epochs=sweep.max_epochs, seed=sweep.seed, space=space, num_objectives=num_objectives
+        scheduler,
+        max_epochs=sweep.trial_epochs,
+        folds=sweep.folds,
+        seed=sweep.seed,
+        space=space,
+        num_objectives=num_objectives,
     )
+    if sweep.folds > 1 and fresh().perturbs_params:
+        raise UserError(
+            f"sweep.folds={sweep.folds} trains the same configuration with every fold, but {type(fresh()).__name__} "
+            "changes parameters during training; give sweep.folds=1, or another scheduler such as scheduler=asha"
+        )
     if not fresh().supports_two_objectives and sweep.second_objective is not None:
         raise UserError(
             f"sweep.second_objective={sweep.second_objective} needs a scheduler for two objectives, such as "
@@ -75,7 +85,8 @@ def make_searcher(
         metric=sweep.target.name,
         mode=sweep.target.mode,
         second_objective=sweep.second_objective,
-        max_epochs=sweep.max_epochs,
+        max_epochs=sweep.trial_epochs,
+        folds=sweep.folds,
         seed=sweep.seed,
         repeats=repeats,
         **arguments,

@@ -135,7 +135,10 @@ def describe_steering(event: TrialSteered | SweepSteered, history: History) -> s
         epoch = checkpoints[-1].epoch if checkpoints else 0
         start = f"from epoch {epoch}" if epoch else "from scratch"
         then = f", and waits for a slot to go on {start}" if trial.row.state == "waiting" else ""
-        end = f"trains to sweep.max_epochs={history.settings.max_epochs}"
+        settings = history.settings
+        end = f"trains to sweep.max_epochs={settings.max_epochs}"
+        if settings.folds > 1:
+            end = f"trains to the end of all {settings.folds} folds, epoch {settings.trial_epochs}"
         return {
             "stop": f"trial {event.trial} is stopped",
             "retry": f"trial {event.trial} is retried{then}",

@@ -28,10 +28,12 @@ class StoppingRule:
         target: the metric.
         max_epochs: epochs of a complete trial.
         seed: the seed of the configurations that further trials may have.
+        folds: number of folds that a complete trial is trained with.
     """
 
-    def __init__(self, space: Space, *, target: TargetMetric, max_epochs: int, seed: int) -> None:
+    def __init__(self, space: Space, *, target: TargetMetric, max_epochs: int, seed: int, folds: int = 1) -> None:
         self._space, self._target, self._max_epochs, self._seed = space, target, max_epochs, seed
+        self._folds = folds
         self._pool = CandidatePool(space)
         self._candidates: dict[int, Candidate | None] = {}
         self._next_at = 0.0
@@ -74,6 +76,7 @@ class StoppingRule:
                 candidates,
                 curves,
                 max_epochs=self._max_epochs,
+                folds=self._folds,
                 num_more=len(trials),
                 seed=self._seed + len(self._estimates),
             )
@@ -97,4 +100,5 @@ class StoppingRule:
 
 def make_stopping_rule(sweep: SweepSettings, space: Space) -> StoppingRule:
     """Make the rule of a sweep. Whether it is used depends on `sweep.stop_when`."""
-    return StoppingRule(space, target=sweep.target, max_epochs=sweep.max_epochs, seed=sweep.seed)
+    epochs, folds = sweep.trial_epochs, sweep.folds
+    return StoppingRule(space, target=sweep.target, max_epochs=epochs, seed=sweep.seed, folds=folds)

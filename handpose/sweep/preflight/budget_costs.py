@@ -40,7 +40,14 @@ def estimate_costs(
     experiment_s = _EXPERIMENT_S + probed.worker_start_s * slowdown
 
     def estimate(make_scheduler: Callable[[], Scheduler], num_trials: int, max_epochs: int) -> Work:
-        work = estimate_work(make_scheduler, probed, num_trials=num_trials, max_epochs=max_epochs, num_slots=num_slots)
+        work = estimate_work(
+            make_scheduler,
+            probed,
+            num_trials=num_trials,
+            max_epochs=max_epochs * sweep.folds,
+            num_slots=num_slots,
+            folds=sweep.folds,
+        )
         slot_s = work.slot_s * slowdown + probed.worker_start_s * num_slots
         return Work(experiment_s + work.wall_s * slowdown, slot_s * gpus)
 

@@ -146,6 +146,12 @@ def check_space(space: Space, overrides: Sequence[str], *, num_workers: int = 1)
                 "train_on_val=true leaves no validation split to compare trials by; retrain.use_val=true uses it "
                 "for the winner only"
             )
+        folds = config.folds
+        if folds.num > 1 or folds.index:
+            raise UserError(
+                f"folds.num={folds.num} and folds.index={folds.index} are for train.py; a sweep trains its trials with "
+                "all folds if you give sweep.folds"
+            )
         _check_trainer(config.trainer)
 
 

@@ -38,7 +38,7 @@ class SweepForecast(NamedTuple):
     Attributes:
         epochs: epochs trained by all trials together.
         rounds: duration of the sweep in epochs, with all slots training side by side.
-        segments: how often a trial starts or resumes.
+        segments: how often a trial starts or resumes, or begins another fold.
         most_paused: highest number of trials paused at a time, each with a checkpoint.
     """
 
@@ -60,6 +60,7 @@ def forecast_sweep(
     num_slots: int,
     validation_interval: int,
     params: Sequence[Params],
+    folds: int = 1,
 ) -> SweepForecast:
     """Simulate a sweep in which every trial has a random rank and all trials train equally fast.
 
@@ -73,13 +74,20 @@ def forecast_sweep(
         num_slots: number of concurrent trials.
         validation_interval: epochs between validations.
         params: parameters of the trials, used in turn, for schedulers that change them.
+        folds: number of folds that a complete trial is trained with.
     """
     rehearsed = min(num_trials, max(_MAX_TRIALS, num_slots))
     repeats = max(1, min(20, _MIN_REPORTS // (rehearsed * max_epochs)))
     rehearsals = []
     for seed in range(repeats):
         stage = _Rehearsal(
-            _make_stand_in(make_scheduler()), rehearsed, max_epochs, validation_interval, params, random.Random(seed)
+            _make_stand_in(make_scheduler()),
+            rehearsed,
+            max_epochs,
+            validation_interval,
+            params,
+            random.Random(seed),
+            folds,
         )
         rehearsals.append(stage.simulate(num_slots))
     return SweepForecast(*map(fmean, zip(*rehearsals, strict=True))).scale(num_trials / rehearsed)
@@ -102,7 +110,9 @@ class _Rehearsal:
         validation_interval: int,
         params: Sequence[Params],
         rng: random.Random,
+        folds: int,
     ) -> None:
+        self._fold_epochs = max_epochs // folds
         self._scheduler = scheduler
         self._losses = [rng.random() for _ in range(num_trials)]
         self._costs = [rng.random() for _ in range(num_trials)]
@@ -156,6 +166,11 @@ class _Rehearsal:
         epoch = self._epochs[trial] = self._epochs[trial] + 1
         if epoch in self._scheduler.rungs:
             self._saved[trial] = epoch
+        goes_on = self._decide(trial, epoch)
+        self._num_segments += goes_on and epoch % self._fold_epochs == 0
+        return goes_on
+
+    def _decide(self, trial: int, epoch: int) -> bool:
         if epoch % self._validates_every and epoch < self._max_epochs:
             return True
         decision = self._scheduler.on_trial_result(trial, epoch, self._losses[trial])
@@ -253,8 +268,10 @@ def format_cost_lines(
         retraining: forecast of the retraining; None if the winner is not retrained.
     """
 
+    epochs = {"max_epochs": sweep.trial_epochs, "folds": sweep.folds}
+
     def work(rule: Callable[[], Scheduler], num_trials: int) -> WorkEstimate:
-        return estimate_work(rule, probed, num_trials=num_trials, max_epochs=sweep.max_epochs, num_slots=num_slots)
+        return estimate_work(rule, probed, **epochs, num_trials=num_trials, num_slots=num_slots)
 
     expected = work(make_scheduler, sweep.num_trials)
     lines = [
@@ -293,7 +310,13 @@ def describe_trial_cost(probed: ProbeResults) -> str:
 
 
 def estimate_work(
-    make_scheduler: Callable[[], Scheduler], probed: ProbeResults, *, num_trials: int, max_epochs: int, num_slots: int
+    make_scheduler: Callable[[], Scheduler],
+    probed: ProbeResults,
+    *,
+    num_trials: int,
+    max_epochs: int,
+    num_slots: int,
+    folds: int = 1,
 ) -> WorkEstimate:
     """Estimate the work of trials from the measured points, without the start of the workers.
 
@@ -303,6 +326,7 @@ def estimate_work(
         num_trials: number of trials.
         max_epochs: epochs of a trial that is not stopped early.
         num_slots: number of concurrent trials.
+        folds: number of folds that a complete trial is trained with.
     """
     plan = forecast_sweep(
         make_scheduler,
@@ -311,6 +335,7 @@ def estimate_work(
         num_slots=num_slots,
         validation_interval=min(cost.validation_interval for cost in probed.costs),
         params=[point.params for point in probed.points],
+        folds=folds,
     )
     return _compute_work(plan, probed, num_slots)
 

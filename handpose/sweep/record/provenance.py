@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from handpose.config import PATH_KEYS, compose, quote_override, to_plain_values
+from handpose.formats import ADDED_KEYS
 from handpose.metrics.validation import get_direction
 from handpose.search.space import flatten_config
 from handpose.yaml_files import load_yaml
@@ -63,6 +64,9 @@ PROCESS_MB = "process_mb"
 _LOCATION_PREFIXES = ("budget.", "paths.", "data.source.root", "best", *PATH_KEYS)
 
 
+_ADDED_KEYS_OF_TRAINING = {key: value for key, value in ADDED_KEYS.items() if not key.startswith("sweep.")}
+
+
 def select_configuration(config: DictConfig) -> dict[str, Any]:
     """Select everything that a training depends on: the composed configuration without locations.
 
@@ -107,7 +111,7 @@ def describe_differences(best: Path, *, data: str | None) -> Iterator[str]:
     then = load_yaml(best)
     if "configuration" in then:
         now = select_configuration(compose("train", [quote_override("best", str(best))]))
-        before = fill_in_modes(then["configuration"])
+        before = fill_in_modes({**_ADDED_KEYS_OF_TRAINING, **then["configuration"]})
         yield from _describe_changes(before, fill_in_modes(now), "{name} is {now}, and was {then}: configs/ differ")
     yield from _describe_changes(then.get("versions", {}), collect_versions(), "{name} is {now}, and was {then}")
     yield from _describe_revision_changes(then.get("git") or {}, read_git_state())

@@ -111,7 +111,9 @@ class SweepSettings:
         resume: folder or URL of a sweep to resume. Its configuration is read from there; None: start a new sweep.
         status: folder or URL of a sweep whose progress is printed. Nothing is run.
         num_trials: number of configurations to try.
-        max_epochs: epochs of a trial at full fidelity.
+        max_epochs: epochs of one training at full fidelity, whose learning-rate schedule ends there.
+        folds: number of folds with which a trial is trained one after another, each for max_epochs. The metric is the
+            mean over the folds trained so far. 1: one training with the data set's own validation split.
         workers_per_trial: number of processes that share each batch of a trial.
         cpus_per_trial: CPU cores of each worker.
         gpus_per_trial: GPUs of each worker. A fraction lets several trials share a GPU and limits the memory that each
@@ -160,6 +162,7 @@ class SweepSettings:
     status: str | None
     num_trials: _Count
     max_epochs: _Count
+    folds: _Count
     workers_per_trial: _Count
     cpus_per_trial: _Count
     gpus_per_trial: float | Literal["auto"] | None
@@ -196,6 +199,15 @@ class SweepSettings:
         """The metric with its direction. It defines the best trial, the winner and the best checkpoint."""
         assert self.mode is not None, "set by __post_init__"
         return TargetMetric(self.metric, self.mode)
+
+    @property
+    def trial_epochs(self) -> int:
+        """Epochs of a complete trial, over all its folds."""
+        return self.max_epochs * self.folds
+
+    def change_trial_epochs(self, trial_epochs: int) -> "SweepSettings":
+        """Return the settings with other epochs of a complete trial, over all its folds."""
+        return replace(self, max_epochs=trial_epochs // self.folds)
 
     def find_spent_budget(
         self, *, elapsed_s: float, gpu_hours: float, expected_gain: float | None = None
@@ -267,6 +279,7 @@ def restore_settings(values: Mapping[str, Any], folder: Path) -> SweepSettings:
     budget = values.get("checkpoint_budget_gb") or 0.0
     num_workers = field_values["workers_per_trial"] or 1
     numbers = {"checkpoint_budget_gb": budget, "retry_delay_s": 0.0, "workers_per_trial": num_workers}
+    numbers["folds"] = field_values["folds"] or 1
     return SweepSettings(**field_values | {"folder": str(folder)} | numbers)
 
 

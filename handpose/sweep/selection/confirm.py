@@ -114,15 +114,15 @@ def confirm_finalists(
         UserError, SweepInterruptedError, SweepHaltedError: as `run_sweep` raises them.
     """
     folder = sweep.path / CONFIRM_FOLDER
-    _retire_earlier(folder, max_epochs=table.max_epochs, first_max_epochs=sweep.max_epochs)
-    sweep = replace(sweep, max_epochs=table.max_epochs)
+    _retire_earlier(folder, max_epochs=table.max_epochs, first_max_epochs=sweep.trial_epochs)
+    sweep = sweep.change_trial_epochs(table.max_epochs)
     amount = sweep.confirm if budget is None else ConfirmSettings(top_k=budget.top_k, seeds=budget.seeds)
     chosen = choose_candidates(table, defaults=defaults, top_k=amount.top_k)
     if not amount.is_enabled or not chosen:
         return None
     events = read_events(folder / EVENTS_FILE)
     seeds, points, begun = _choose_runs(chosen, amount.seeds, table, defaults, used_seeds=used_seeds, events=events)
-    _print_plan(chosen, seeds, num_runs=len(points) - len(begun), max_epochs=sweep.max_epochs)
+    _print_plan(chosen, seeds, num_runs=len(points) - len(begun), max_epochs=sweep.trial_epochs)
     run = SweepRun(
         sweep=_limit_settings(_make_confirm_settings(sweep, folder, num_trials=len(points)), events, budget),
         cluster=cluster,
@@ -131,7 +131,7 @@ def confirm_finalists(
         make_scheduler=Fifo,
         trial_function=trial_function,
         command=command,
-        description=None if begun else {"confirms": str(sweep.path), _EPOCHS: sweep.max_epochs, **origin},
+        description=None if begun else {"confirms": str(sweep.path), _EPOCHS: sweep.trial_epochs, **origin},
         folder_sync=folder_sync,
         process_mb=read_process_mb(sweep.path),
     )

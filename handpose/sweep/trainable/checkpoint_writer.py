@@ -45,12 +45,14 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
 
     Attributes:
         is_needed: whether the trial pauses with the checkpoints saved from now on. `wait_for_result` resets it.
+        earlier_epochs: number of epochs that the trial was trained with other folds.
     """
 
     def __init__(self, files: CheckpointFiles) -> None:
         super().__init__(is_durable=True)  # after a crash it may be found by its name alone
         self.files = files
         self.is_needed = False
+        self.earlier_epochs = 0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending_save: Future[CheckpointRecord] | None = None
         self._result = SaveResult()
@@ -58,7 +60,8 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Copy the checkpoint, start to write it, and return. Waits for the previous checkpoint first."""
         self._finish_save()
-        self._pending_save = self._thread.submit(self._save, copy_to_cpu(checkpoint), Path(path), self.is_needed)
+        copied, before = copy_to_cpu(checkpoint), self.earlier_epochs
+        self._pending_save = self._thread.submit(self._save, copied, Path(path), before, self.is_needed)
 
     def wait_for_result(self) -> SaveResult:
         """Wait until the pending checkpoint is written, and return the result of the saves since the last call."""
@@ -71,9 +74,9 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
         """Wait until the pending checkpoint is written, and end the thread."""
         self._thread.shutdown(wait=True)
 
-    def _save(self, checkpoint: dict[str, Any], path: Path, is_needed: bool) -> CheckpointRecord:
+    def _save(self, checkpoint: dict[str, Any], path: Path, earlier_epochs: int, is_needed: bool) -> CheckpointRecord:
         super().save_checkpoint(checkpoint, path)
-        return self.files.commit(path, epoch=checkpoint["epoch"] + 1, is_needed=is_needed)
+        return self.files.commit(path, epoch=earlier_epochs + checkpoint["epoch"] + 1, is_needed=is_needed)
 
     def _finish_save(self) -> None:
         writing, self._pending_save = self._pending_save, None

@@ -82,6 +82,7 @@ class TrialCost(NamedTuple):
         checkpoint_mb: as in `CostMonitor`.
         trace: loss and metrics; configurations that train in the same way have the same trace.
         ignored: parameters whose value did not reach the configuration.
+        folds: number of folds that a complete trial is trained with.
     """
 
     num_parameters: int
@@ -100,6 +101,7 @@ class TrialCost(NamedTuple):
     checkpoint_mb: float
     trace: tuple[float, ...]
     ignored: tuple[str, ...]
+    folds: int = 1
 
     @property
     def epoch_s(self) -> float:
@@ -110,7 +112,7 @@ class TrialCost(NamedTuple):
     @property
     def trial_s(self) -> float:
         """Seconds of a trial that is trained to its last epoch."""
-        return self.start_s + self.max_epochs * self.epoch_s
+        return self.folds * (self.start_s + self.max_epochs * self.epoch_s)
 
 
 class ProbeFailure(NamedTuple):
@@ -233,6 +235,7 @@ def measure_trial_cost(
         checkpoint_mb=watch.checkpoint_mb,
         trace=tuple(float(value) for _, value in sorted(metrics.items())),
         ignored=tuple(key for key, value in params.items() if _is_ignored(config, key, value)),
+        folds=config.folds.num,
     )
 
 

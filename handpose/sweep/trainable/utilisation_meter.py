@@ -104,6 +104,7 @@ class UtilisationMeter(pl.Callback):
         self._gpus = gpus
         self._clock = PhaseClock(started_at=started_at)
         self._sampler = ResourceSampler(cores=cores)
+        self._watches_gpu = False
 
     def __enter__(self) -> "UtilisationMeter":
         return self
@@ -132,7 +133,13 @@ class UtilisationMeter(pl.Callback):
         device = trainer.strategy.root_device
         if device.type != "cuda":
             self._gpus = 0.0
-        self._sampler.watch_gpu(open_gpu(device))
+        if not self._watches_gpu:  # a segment has a Trainer for each fold
+            self._watches_gpu = True
+            self._sampler.watch_gpu(open_gpu(device))
+
+    def begin_start_up(self) -> None:
+        """Count the time from now on as start-up, because the segment begins another fold."""
+        self._clock.enter("start_up")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._on_fetch()  # a data loader may start an epoch slowly

@@ -560,6 +560,12 @@ def test_epochs_cannot_be_lowered(make_sweep, max_epochs):
     )
 
 
+def test_the_epochs_of_a_sweep_with_folds_cannot_be_raised(make_sweep):
+    answer = make_sweep("promote", folds=3, max_epochs=3).steer("epochs", limits={"max_epochs": 9})
+    assert not answer.is_accepted
+    assert answer.sentence.startswith("a trial of this sweep has 3 folds of 3 epochs (sweep.folds), each with its own")
+
+
 def test_a_typing_error_does_not_raise_the_epochs(make_sweep):
     answer = make_sweep("promote").steer("epochs", limits={"max_epochs": 901})
     assert answer.sentence == "a complete trial has 9 epochs; at most 100 times as many can be given at once"

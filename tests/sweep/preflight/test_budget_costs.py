@@ -18,11 +18,11 @@ RETRAINING = RetrainForecast(epochs=20, num_devices=2, wall_s=205.0, start_s=5.0
 def estimate(tmp_path):
     """Costs of trials of 10 s an epoch that start in 1 s, in a worker that starts in 7 s."""
 
-    def estimated(*, num_slots=1, gpus=0.0, retraining=RETRAINING):
+    def estimated(*, num_slots=1, gpus=0.0, retraining=RETRAINING, folds=1):
         cost = COST._replace(start_s=1.0, step_s=1.0, steps_per_epoch=10, batches_per_validation=0)
         probed = ProbeResults([ProbePoint(RANDOM, {"optimizer.lr": 0.1})], [cost], worker_start_s=7.0)
         slots = Slots(num_slots=num_slots, cpus=1, gpus=gpus)
-        sweep = make_settings(tmp_path)
+        sweep = make_settings(tmp_path, folds=folds)
         return estimate_costs(sweep, probed, slots, bind_scheduler=lambda _: Fifo, retraining=retraining)
 
     return estimated
@@ -31,6 +31,11 @@ def estimate(tmp_path):
 def test_the_trials_take_their_epochs_and_the_starts(estimate):
     # 4 s of Ray Tune, 7 s of the worker, and 3 trials of 1 s and 2 epochs.
     assert estimate().trials(Amounts(3, 2, 0, 0)) == Work(4 + 7 + 3 * 21, 0.0)
+
+
+def test_every_fold_starts_anew_and_has_all_epochs(estimate):
+    assert estimate(folds=3).trials(Amounts(2, 2, 0, 0)) == Work(4 + 7 + 2 * 3 * 21, 0.0)
+    assert estimate(folds=3).confirmation(Amounts(9, 2, 2, 3)).wall_s == 4 + 7 + 3 * 3 * 3 * 21
 
 
 def test_neighbours_on_a_cpu_slow_each_other_down(estimate):

@@ -602,6 +602,12 @@ def test_trials_cannot_be_chosen_by_what_they_are_trained_on(write_space, text):
         check_space(write_space(text), given)
 
 
+@pytest.mark.parametrize("given", ["folds.num=5", "folds.index=1"])
+def test_a_sweep_has_folds_of_its_own(write_space, given):
+    with pytest.raises(UserError, match=r"are for train\.py; .* if you give sweep\.folds"):
+        check_space(write_space("optimizer.lr: interval(0.1, 1)"), [given])
+
+
 @pytest.mark.parametrize("given", ["test=true", "resume=true"])
 def test_what_only_tests_or_resumes_one_training_is_no_sweep(write_space, given):
     with pytest.raises(UserError, match=r"test=true and resume=true are for train\.py; .* sweep\.resume=FOLDER"):

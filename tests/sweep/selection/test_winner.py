@@ -194,6 +194,15 @@ def test_the_same_configuration_is_composed_elsewhere_and_nothing_is_said(tmp_pa
     assert said == []
 
 
+def test_a_file_of_an_earlier_version_without_folds_does_not_differ_by_them(tmp_path):
+    file = write_best_yaml(tmp_path, overrides=WINNER, origin=collect_provenance(data="abc"))
+    content = yaml.safe_load(file.read_text())
+    assert content["configuration"].pop("folds.num") == 1
+    assert content["configuration"].pop("folds.index") == 0
+    file.write_text(yaml.safe_dump(content))
+    assert not any("folds" in sentence for sentence in describe_differences(file, data="abc"))
+
+
 def test_what_differs_is_a_sentence_each(tmp_path):
     origin = {
         "versions": {"torch": "1.0"},
