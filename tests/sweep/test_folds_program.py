@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from handpose.config_files import REPOSITORY
+from handpose.errors import UserError
 from handpose.sweep.audit.audit import audit
+from handpose.sweep.driver.resume import load_recorded_task
 from tests.builders import write_freihand
 from tests.subprocesses import start_program, wait_for_end
 from tests.sweep.objectives import METRIC
@@ -91,7 +93,5 @@ def test_the_confirmation_uses_all_folds_and_the_retraining_the_split_of_the_dat
 
 def test_a_sweep_is_not_resumed_with_other_folds(place):
     folder = place / "outputs" / "sweeps" / "folds"
-    given = [f"sweep.resume={folder}", "sweep.folds=3"]
-    status, _, err = wait_for_end(start_program(REPOSITORY / "tune.py", *given, cwd=place), timeout_s=60)
-    assert status != 0
-    assert err.startswith("error: sweep.folds=3: a resumed sweep keeps its configuration")
+    with pytest.raises(UserError, match=r"sweep\.folds=3: a resumed sweep keeps its configuration"):
+        load_recorded_task(folder, ["sweep.folds=3"])
