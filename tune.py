@@ -5,6 +5,7 @@ import sys
 
 from omegaconf import DictConfig
 
+from handpose.errors import UserError
 from handpose.program import list_task_overrides, run_script
 from handpose.report.budget import format_budget_use
 from handpose.report.notify import Notifier, format_result, notify_of_end, open_addresses
@@ -82,8 +83,12 @@ def run_steps(
         confirmed=confirmed,
     )
     clock.enter("retraining")
-    retrained = plan.retrain_winner(winner, table) if sweep.retrain else None
-    combined = read_combined_seeds(folder / "retrain") if sweep.retrain else None
+    retrained, combined, problem = None, None, None
+    if sweep.retrain:
+        try:
+            retrained, combined = plan.retrain_winner(winner, table), read_combined_seeds(folder / "retrain")
+        except UserError as error:  # the result of the trials is reported all the same
+            problem = error
     clock.enter("report")
     found = format_summary(
         table=table,
@@ -97,6 +102,8 @@ def run_steps(
     )
     print(*filter(None, [format_front(table), found, spent]), sep="\n", flush=True)
     print(write_report([folder], folder / REPORT_FILE, scientific=plan.task.config.report.scientific).text)
+    if problem is not None:
+        raise problem
     measured = retrained if combined is None else combined.mean
     notifier.send("finished", format_result(table, winner, measured, folder / REPORT_FILE))
     if clock.is_limited:
