@@ -24,8 +24,8 @@ to its end: nobody can be faster by more than what a better configuration gains.
 A right prior is centred at that configuration, and a wrong one at the worst of the 20,000. Their ratios to the same
 method without a prior are printed below the table.
 
-Ratios are geometric means over seeds, with 95 % bootstrap intervals. They describe the chance of the search and of the
-seeds of the trainings, not other data sets.
+Ratios to the --baseline are geometric means over the seeds that both have, with 95 % bootstrap intervals. They
+describe the chance of the search and of the seeds of the trainings, not other data sets.
 
 All methods with 100 seeds take days. With --courses FILE every search is appended to a file of JSON lines, and searches
 that are in it are not run again, so that the tables can be made in several calls, with more seeds for methods that cost
@@ -287,7 +287,7 @@ def run_searches(
                 other.cancel()
 
 
-def summarise(courses: Mapping[str, Sequence[Course]], limit_slot_s: float) -> dict[str, Any]:
+def summarise(courses: Mapping[str, Sequence[Course]], limit_slot_s: float, baseline: str = BASELINE) -> dict[str, Any]:
     """Return the figures of each method: costs of the targets, their ratios to the baseline, and regrets."""
     rows: dict[str, Any] = {}
     for name, runs in courses.items():
@@ -297,7 +297,7 @@ def summarise(courses: Mapping[str, Sequence[Course]], limit_slot_s: float) -> d
             row[f"target_{target}"] = {
                 "reached": sum(math.isfinite(run.costs[target]) for run in runs),
                 "slot_s": statistics.median(costs),
-                "over_baseline": _compute_ratio(costs, courses.get(BASELINE), target, limit_slot_s),
+                "over_baseline": _compute_ratio(costs, courses.get(baseline), target, limit_slot_s),
                 "costs": [round(cost, 1) for cost in costs],
             }
             if name in WITH_PRIOR:
@@ -378,6 +378,9 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, help="methods; default: all whose packages are installed"
     )
+    parser.add_argument(
+        "--baseline", default=BASELINE, choices=METHODS, help="the ratios are to this method; default: %(default)s"
+    )
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of slots")
     parser.add_argument("--seeds", type=int, default=100, help="searches of each method; default: %(default)s")
     parser.add_argument("--start-seconds", type=float, default=1.0, help="seconds to start or resume a trial")
@@ -412,7 +415,7 @@ def main() -> None:
                     for key, course in run_searches(pool, [key for key in keys if key not in done], given):
                         done.add(key, course)
                 courses = {name: done.select(key_of(method=name, seed=0)) for name in given.methods}
-                rows = summarise({name: found for name, found in courses.items() if found}, limit_s)
+                rows = summarise({name: found for name, found in courses.items() if found}, limit_s, given.baseline)
                 results.setdefault(space, {})[num_slots] = rows
                 print(format_table(space, num_slots, rows), flush=True)
     left_out = ("output", "jobs", "courses", "minutes", "end")
