@@ -25,6 +25,7 @@ sys.path.insert(0, str(REPOSITORY))
 from benchmarks.curve_surrogate import RecordedCurve, read_curves  # noqa: E402
 from benchmarks.record_curves import CURVES, RECORDINGS  # noqa: E402
 from benchmarks.result_files import write_results  # noqa: E402
+from handpose.search.candidates import CandidatePool  # noqa: E402
 from handpose.search.curve_model import CurveModel  # noqa: E402
 from handpose.search.curve_worth import CurveForecast, ObservedCurve, fit_model, list_decision_epochs  # noqa: E402
 from handpose.search.encoding import ParamsEncoder  # noqa: E402
@@ -84,7 +85,7 @@ def measure(name: str, *, num_trials: int, num_seen: int, repeats: int) -> dict[
     all_curves = read_curves(CURVES / f"{name}.jsonl")
     max_epochs = max(len(curve.losses) for curve in all_curves)
     by_number = {curve.number: curve for curve in reversed(all_curves) if len(curve.losses) == max_epochs}
-    encoder = ParamsEncoder.from_space(load_space(RECORDINGS[name].space))
+    encoder = CandidatePool(load_space(RECORDINGS[name].space)).encoder
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(repeats):

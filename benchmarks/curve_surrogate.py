@@ -18,6 +18,7 @@ seeds there, the least error that there can be.
 """
 
 import argparse
+import importlib.util
 import math
 import sys
 import warnings
@@ -32,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.record_curves import CURVES, RECORDINGS, read_trainings  # noqa: E402
-from handpose.search.encoding import ParamsEncoder  # noqa: E402
+from handpose.search.candidates import CandidatePool  # noqa: E402
 from handpose.search.space import Params, Space, load_space  # noqa: E402
 
 LOSS = "val/pa_mpjpe_mm"
@@ -79,7 +80,7 @@ class CurveSurrogate:
     def __init__(self, curves: Sequence[RecordedCurve], space: Space, *, seed: int = 0) -> None:
         self.num_epochs = max(len(curve.losses) for curve in curves)
         self._seed = seed
-        self.encoder = ParamsEncoder.from_space(space)
+        self.encoder = CandidatePool(space).encoder
         self._all = self.encoder.encode([curve.params for curve in curves])
         self._lengths = np.array([len(curve.losses) for curve in curves])
         complete = [curve for curve in curves if len(curve.losses) == self.num_epochs]
@@ -139,6 +140,8 @@ def compute_deviations(curves: Sequence[RecordedCurve]) -> np.ndarray:
 
 
 def _fit_process(points: np.ndarray, targets: np.ndarray, seed: int) -> Any:
+    if importlib.util.find_spec("sklearn") is None:
+        raise SystemExit("the surrogates need scikit-learn: pip install -r requirements-benchmarks.txt")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel

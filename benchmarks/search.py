@@ -9,17 +9,18 @@ by epoch; an epoch costs the predicted processor seconds of the configuration, a
 --start-seconds before. Cost is in slot-seconds: the time on the clock multiplied by the number of slots, whether they
 are busy or idle. Every method pays the same for a start: what Ray's `reuse_actors` saves on real ones is not simulated.
 
-The methods of Syne Tune, SMAC, NePS and TuneBOHB (benchmarks/search_peers.py) need requirements-benchmarks.txt. Without
---methods, those whose package is missing are left out. Their models may take minutes per search.
+The surrogates need scikit-learn; Syne Tune, SMAC, NePS and TuneBOHB (benchmarks/search_peers.py) need their packages.
+All are in requirements-benchmarks.txt. Without --methods, those whose package is missing are left out. Their models may
+take minutes per search.
 
-The loss that a method sees has the differences between seeds. It is judged by the loss without them: a target is
-reached when a trial's loss, without the noise, is at most that of the best of 100 (or 400) fully trained random
-configurations at their last epoch. Regret after a budget is that of the pick, the best reported value at the largest
-number of epochs, relative to the best of 20,000 random configurations: the difference of the logarithms.
+A method sees losses with the noise of seeds, but is judged by the losses without it: a target is reached when such a
+loss of a trial is at most that of the best of 100 (or 400) fully trained random configurations at their last epoch.
+Regret after a budget is that of the pick, the best reported value at the largest number of epochs, relative to the best
+of 20,000 random configurations: the difference of the logarithms.
 
-A method that does not reach a target within --max-trainings full trainings counts with that cost, so that its figures
-are lower bounds; the table has how often it did. `oracle` begins with the best of 20,000 configurations and trains it
-to its end: nobody can be faster by more than what a better configuration gains.
+A search that does not reach a target within --max-trainings full trainings counts with that cost, so that its figures
+are lower bounds; the table has how often it did. `oracle` trains one configuration, the best of 20,000. A search can be
+faster if a cheaper configuration reaches the target, too.
 
 A right prior is centred at that configuration, and a wrong one at the worst of the 20,000. Their ratios to the same
 method without a prior are printed below the table.

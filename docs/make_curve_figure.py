@@ -13,9 +13,9 @@ import numpy as np
 
 from benchmarks.curve_surrogate import read_curves
 from benchmarks.record_curves import CURVES, RECORDINGS
+from handpose.search.candidates import CandidatePool
 from handpose.search.curve_model import CurveModel
 from handpose.search.curve_worth import CurveForecast, ObservedCurve, fit_model, list_decision_epochs
-from handpose.search.encoding import ParamsEncoder
 from handpose.search.space import load_space
 
 _FIGURE = Path(__file__).with_name("curve_model.png")
@@ -30,7 +30,7 @@ def main() -> None:
     recorded = {curve.number: curve for curve in reversed(read_curves(CURVES / "default.jsonl"))}
     known = [recorded[number] for number in sorted(recorded) if number not in _STOPPED][:_NUM_KNOWN]
     stopped = [recorded[number] for number in _STOPPED]
-    encoder = ParamsEncoder.from_space(load_space(RECORDINGS["default"].space))
+    encoder = CandidatePool(load_space(RECORDINGS["default"].space)).encoder
     vectors = encoder.encode([curve.params for curve in [*known, *stopped]])
     seen = [*(len(curve.losses) for curve in known), *_STOPPED.values()]
     curves = [

@@ -16,7 +16,8 @@ from handpose.search.encoding import ParamsEncoder
 from handpose.search.points import draw_trial, place_values
 from handpose.search.space import Params, Space
 
-_NUM_RANDOM = 500
+_NUM_DRAWN = 500
+"""Number of random configurations that are drawn once, as candidates and as examples for the encoder."""
 _MEAN_CHANGES = 1.5
 """How many draws of a configuration are changed, on average."""
 _STEP = 0.15
@@ -68,8 +69,8 @@ class CandidatePool:
         """Random configurations, without those that a Python space rejects."""
         sampler = RandomSampler(seed=0)
         drawn = [self._draw(sampler)]  # if the first draw fails, the space is at fault
-        for _ in range(3 * _NUM_RANDOM):
-            if len(drawn) == _NUM_RANDOM:
+        for _ in range(3 * _NUM_DRAWN):
+            if len(drawn) == _NUM_DRAWN:
                 break
             with contextlib.suppress(UserError):
                 drawn.append(self._draw(sampler))

@@ -21,9 +21,9 @@ from handpose.search.study import get_placed_params
 
 _NUM_RANDOM, _NUM_CHANGED, _NUM_GOOD = 200, 60, 5
 _PARAMETERS_PER_ROUND, _NUM_BEST = 6, 8
-"""Number of parameters for each round in which the best candidates are changed. In the space `full` of 23, three rounds
-save a third of the slot-seconds that none need, and eight no more (benchmarks/search.py, 16 seeds). In `default`, three
-parameters, three rounds seemed to cost a fifth (8 seeds, with another fit of the model)."""
+"""Number of parameters for each round in which the best candidates are changed. In the space `full`, which has 23,
+three rounds need a third fewer slot-seconds than none, and eight are no better (benchmarks/search.py, 16 seeds). In
+`default`, which has three, three rounds seemed to be a fifth slower (8 seeds, with another fit of the model)."""
 _MAX_RISK = 0.5
 """Configurations that fail with a larger probability are not proposed, unless there are no others."""
 
@@ -47,8 +47,8 @@ _get_worth = operator.attrgetter("worth")
 class CurveSampler(BaseSampler):
     """Proposes the configuration whose training is worth most (`handpose.search.curve_worth`).
 
-    It learns from every reported epoch of all trials: complete, stopped, paused and running ones. A trial that failed
-    or was infeasible tells only that similar ones may be, too. The candidates are random configurations, changed ones
+    It learns from complete, stopped, paused and running trials. A trial that failed or was infeasible tells only that
+    similar ones may be, too. The candidates are random configurations, changed ones
     of the trials that are expected to end best, and, in a few rounds, changed ones of the best candidates so far.
 
     Args:

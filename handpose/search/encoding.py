@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import RandomSampler
 
 from handpose.plain_values import to_json_text
-from handpose.search.points import draw_trial
-from handpose.search.space import Params, Space
+from handpose.search.space import Params
 
-_NUM_DRAWS = 500
 _MIN_RATIO_OF_LOG = 20.0
 """A number that is not drawn itself is compared by its logarithm if its ends have at least this ratio and most of its
 values lie in the lower quarter of its range."""
 _LEAST = 1e-300
 """In place of 0, which has no logarithm."""
+_MAX_TRIALS = 500
+_NOISE = 0.05
+"""Variance of the values that `interpolate` allows for noise."""
 
 
 class _Column(NamedTuple):
@@ -60,13 +60,6 @@ class ParamsEncoder:
             self._columns += _list_columns(key, values, [each[key] for each in distributions if key in each])
             if len(values) < len(examples):
                 self._columns.append(_Column(key))
-
-    @classmethod
-    def from_space(cls, space: Space) -> "ParamsEncoder":
-        """Make the encoder of a search space."""
-        sampler = RandomSampler(seed=0)
-        drawn = [draw_trial(space, sampler) for _ in range(_NUM_DRAWS)]
-        return cls([params for _, params in drawn], [trial.distributions for trial, _ in drawn])
 
     @property
     def num_entries(self) -> int:
@@ -115,10 +108,6 @@ def _encode_value(params: Params, column: _Column) -> float:
     number = math.log(max(value, _LEAST)) if column.is_log else float(value)
     place = (number - column.low) / (column.high - column.low)
     return min(max(place, -1.0), 2.0)  # such as 0 in place of a number with a logarithm
-
-
-_MAX_TRIALS = 500
-_NOISE = 0.05
 
 
 def interpolate(vectors: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -11,12 +11,18 @@ from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from handpose.search.points import draw_trial, place_values
 from handpose.search.prior import Prior
-from handpose.search.space import Params, Space
+from handpose.search.space import Params
+
+_BEST_FRACTION = 1 / 3
+"""The fraction of the trials that count as good, as with ASHA's reduction factor."""
+_MAX_DENSITY = 3.0
+"""The largest density that a good trial counts with, so that one trial near the centre of the prior does not decide."""
+_DECAY = 10.0
+"""The number of results after which the factor is one half."""
 
 
 class PriorSampler(BaseSampler):
@@ -58,33 +64,6 @@ class PriorSampler(BaseSampler):
         return prior.sample(param_distribution, self._generator)
 
 
-def sample_priors(space: Space, *, seed: int) -> Params:
-    """Draw parameters of a space from its priors. Parameters without a prior are drawn uniformly.
-
-    Args:
-        space: the search space.
-        seed: the seed of the draw.
-
-    Returns:
-        Configuration key -> value.
-    """
-    return draw_trial(space, PriorSampler(RandomSampler(seed=seed), space.priors, seed=seed))[1]
-
-
-def compute_log_density(space: Space, params: Params) -> float:
-    """Compute the logarithm of the density of parameters under the priors of a space, relative to uniform draws.
-
-    Args:
-        space: the search space.
-        params: configuration key -> value. In a Python space, each key must be the name of its parameter.
-
-    Returns:
-        The logarithm; 0 without priors.
-    """
-    placed = place_values(space, params)
-    return sum_log_densities(space.priors, placed.draws, placed.distributions)
-
-
 def sum_log_densities(
     priors: Mapping[str, Prior], draws: Params, distributions: Mapping[str, BaseDistribution]
 ) -> float:
@@ -123,13 +102,3 @@ def compute_prior_probability(log_densities: Sequence[float], *, initial: float)
 def limit_prior_probability(num_results: int, *, initial: float) -> float:
     """Return the largest probability of a draw from the prior after a number of results."""
     return min(initial * _DECAY / (_DECAY + num_results) * _MAX_DENSITY, 1.0)
-
-
-_BEST_FRACTION = 1 / 3
-"""The fraction of the trials that count as good, as with ASHA's reduction factor."""
-
-_MAX_DENSITY = 3.0
-"""The largest density that a good trial counts with, so that one trial near the centre of the prior does not decide."""
-
-_DECAY = 10.0
-"""The number of results after which the factor is one half."""

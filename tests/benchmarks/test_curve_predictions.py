@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from handpose.search.encoding import ParamsEncoder
+from handpose.search.candidates import CandidatePool
 
 predictions = importlib.import_module("benchmarks.curve_predictions")
 surrogate = importlib.import_module("benchmarks.curve_surrogate")
@@ -20,7 +20,7 @@ def make_curve(number, lr, epochs, rng):
 
 def test_ends_are_predicted_and_ninety_in_a_hundred_are_in_the_interval(write_space):
     rng = np.random.default_rng(0)
-    encoder = ParamsEncoder.from_space(write_space("lr: tag(log, interval(1e-4, 1e-2))"))
+    encoder = CandidatePool(write_space("lr: tag(log, interval(1e-4, 1e-2))")).encoder
     inside = []
     for _ in range(10):
         curves = [make_curve(number, 10 ** rng.uniform(-4, -2), 9, rng) for number in range(40)]

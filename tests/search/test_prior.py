@@ -15,14 +15,13 @@ from handpose.errors import UserError
 from handpose.plain_values import to_json_text
 from handpose.search.distributions import count_values, get_value_at
 from handpose.search.optuna_searcher import OptunaSearcher
-from handpose.search.points import find_finite_points, place_values
+from handpose.search.points import draw_trial, find_finite_points, place_values
 from handpose.search.prior import Prior, parse_prior
 from handpose.search.prior_sampler import (
     PriorSampler,
-    compute_log_density,
     compute_prior_probability,
     limit_prior_probability,
-    sample_priors,
+    sum_log_densities,
 )
 from handpose.search.space import fix_params, list_keys
 from tests.search.trial_feed import TrialFeed
@@ -292,6 +291,15 @@ def test_a_prior_without_a_spread_covers_a_quarter_of_the_range_on_either_side()
     assert Prior(0.01).log_density(values, log) == pytest.approx(
         Prior(0.01, 10.0, is_factor=True).log_density(values, log)
     )
+
+
+def compute_log_density(space, params):
+    placed = place_values(space, params)
+    return sum_log_densities(space.priors, placed.draws, placed.distributions)
+
+
+def sample_priors(space, *, seed):
+    return draw_trial(space, PriorSampler(RandomSampler(seed=seed), space.priors, seed=seed))[1]
 
 
 def test_the_density_of_parameters_is_the_product_over_those_with_a_prior(write_space):
