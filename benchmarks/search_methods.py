@@ -10,6 +10,7 @@ default is a good one.
 
 import math
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from benchmarks.curve_surrogate import LOSS
 from handpose.config import compose
 from handpose.schedulers.scheduler import Scheduler
+from handpose.search.epoch_timer import EpochTimer
 from handpose.search.prior import Prior
 from handpose.search.searcher import Searcher, TrialSnapshot
 from handpose.search.space import Params, Space
@@ -95,12 +97,14 @@ class OurMethod:
             **common,
         )()
         self._snapshots: dict[int, TrialSnapshot] = {}
+        self._timers: defaultdict[int, EpochTimer] = defaultdict(EpochTimer)
 
     def next_trial(self) -> tuple[int, Params | None] | None:
         self._scheduler.now = self.now
         start = self._scheduler.choose_trial_to_resume(can_start_trial=True)
         if start is not None:
             self._scheduler.on_trial_resume(start)
+            self._timers[start.trial].start_segment(self.now)
             self._update(start.trial, state="running")
             return start.trial, None
         number = len(self._snapshots)
@@ -108,12 +112,14 @@ class OurMethod:
         if params is None:
             return None
         self._snapshots[number] = TrialSnapshot(number, "running", params, {})
+        self._timers[number].start_segment(self.now)
         self._scheduler.on_trial_start(number, params)
         self._searcher.on_trial_update(self._snapshots[number])
         return number, params
 
     def report(self, trial: int, epoch: int, loss: float) -> Decision:
         values = {**self._snapshots[trial].values, epoch: loss}
+        self._timers[trial].report(epoch, self.now)
         if not math.isfinite(loss):
             self._scheduler.on_trial_end(trial)
             self._update(trial, values=values, state="diverged")
@@ -132,7 +138,8 @@ class OurMethod:
         self._folder.cleanup()
 
     def _update(self, number: int, **changes: Any) -> None:
-        self._snapshots[number] = self._snapshots[number]._replace(**changes)
+        seconds = self._timers[number].typical_epoch_s
+        self._snapshots[number] = self._snapshots[number]._replace(**changes, epoch_seconds=seconds)
         self._searcher.on_trial_update(self._snapshots[number])
 
 

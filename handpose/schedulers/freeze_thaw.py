@@ -1,6 +1,7 @@
 """The freeze-thaw scheduler: trains the trial whose training is worth most, by a model of learning curves."""
 
 import heapq
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -15,6 +16,7 @@ from handpose.search.candidates import Candidate, CandidatePool, make_candidate
 from handpose.search.curve_model import CurveModel
 from handpose.search.curve_worth import CurveForecast, ObservedCurve, Option, fit_model, list_decision_epochs
 from handpose.search.encoding import predict_seconds
+from handpose.search.epoch_timer import EpochTimer
 from handpose.search.space import Params, Space
 
 _MIN_TRIALS = 5
@@ -41,21 +43,15 @@ class _Trial:
         vector: its encoded configuration.
         losses: epoch -> loss.
         state: whether it trains, is frozen, or has ended.
-        began_at: when its segment began, in seconds of the sweep's own time.
-        reported_at: when its segment reported last; None if it has not.
-        epoch_s: seconds per epoch between reports of the same segment.
-        first_epoch_s: seconds per epoch until the first report of a segment, with its start.
+        timer: how long its epochs take, in seconds of the sweep's own time.
     """
 
     params: Params
     candidate: Candidate | None
     vector: np.ndarray
-    began_at: float
+    timer: EpochTimer = field(default_factory=EpochTimer)
     losses: dict[int, float] = field(default_factory=dict)
     state: Literal["running", "paused", "over"] = "running"
-    reported_at: float | None = None
-    epoch_s: list[float] = field(default_factory=list)
-    first_epoch_s: list[float] = field(default_factory=list)
 
 
 class _Comparison(NamedTuple):
@@ -160,7 +156,8 @@ class FreezeThaw(Fifo):
     def on_trial_start(self, trial: int, params: Params) -> None:
         """Record a new trial."""
         vector = self._pool.encoder.encode([params])[0]
-        self._trials[trial] = _Trial(params, make_candidate(self._space, params), vector, self.now)
+        self._trials[trial] = _Trial(params, make_candidate(self._space, params), vector)
+        self.on_segment_start(trial)
         self._choose_good()
         self._num_changes += 1
 
@@ -193,7 +190,7 @@ class FreezeThaw(Fifo):
 
     def on_segment_start(self, trial: int) -> None:
         """Record when the segment begins, also after a retry."""
-        self._trials[trial].began_at, self._trials[trial].reported_at = self.now, None
+        self._trials[trial].timer.start_segment(self.now)
 
     def on_trial_end(self, trial: int) -> None:
         """Record that the trial has ended."""
@@ -233,12 +230,8 @@ class FreezeThaw(Fifo):
 
     def _record(self, number: int, epoch: int, loss: float) -> None:
         trial = self._trials[number]
-        num_epochs = max(1, epoch - max(trial.losses, default=0))
-        if trial.reported_at is None:
-            trial.first_epoch_s.append((self.now - trial.began_at) / num_epochs)
-        else:
-            trial.epoch_s.append((self.now - trial.reported_at) / num_epochs)
-        trial.reported_at, trial.losses[epoch] = self.now, loss
+        trial.timer.report(epoch, self.now)
+        trial.losses[epoch] = loss
         self._num_values += epoch in self._epochs
         self._num_changes += 1
         if self._has_model and self._num_values >= _REFIT_FACTOR * self._num_fitted:
@@ -331,7 +324,7 @@ class FreezeThaw(Fifo):
                 vector=trial.vector,
                 trial=places[number],
                 epochs=max(trial.losses),
-                epoch_s=float(np.median(trial.epoch_s)) if trial.epoch_s else epoch_s,
+                epoch_s=trial.timer.typical_epoch_s or epoch_s,
                 start_s=0.0 if number == current else start_s,
             )
             for number in numbers
@@ -369,15 +362,15 @@ class FreezeThaw(Fifo):
 
     def _predict_seconds(self, vectors: np.ndarray, otherwise: float) -> np.ndarray:
         """Predict the seconds of an epoch of new trials, from those of similar ones."""
-        timed = [trial for trial in self._trials.values() if trial.epoch_s]
-        seconds = [max(float(np.median(trial.epoch_s)), 1e-6) for trial in timed]
-        return predict_seconds([trial.vector for trial in timed], seconds, vectors, otherwise=otherwise)
+        timed = [(trial.vector, each) for trial in self._trials.values() if (each := trial.timer.typical_epoch_s)]
+        seconds = [max(each, 1e-6) for _, each in timed]
+        return predict_seconds([vector for vector, _ in timed], seconds, vectors, otherwise=otherwise)
 
     def _estimate_seconds(self) -> tuple[float, float]:
         """Estimate the seconds of an epoch and of a start; 1 and 0 before any trial has been timed."""
-        timed = [trial for trial in self._trials.values() if trial.epoch_s]
+        timed = [trial.timer for trial in self._trials.values() if trial.timer.epoch_s]
         if not timed:
             return 1.0, 0.0
-        starts = [first - float(np.median(trial.epoch_s)) for trial in timed for first in trial.first_epoch_s]
-        epoch_s = float(np.median([seconds for trial in timed for seconds in trial.epoch_s]))
-        return max(epoch_s, 1e-6), max(0.0, float(np.median(starts)))
+        starts = [first - statistics.median(timer.epoch_s) for timer in timed for first in timer.first_epoch_s]
+        epoch_s = statistics.median(seconds for timer in timed for seconds in timer.epoch_s)
+        return max(epoch_s, 1e-6), max(0.0, statistics.median(starts))

@@ -54,7 +54,7 @@ class CurveSampler(BaseSampler):
     Args:
         pool: draws the candidates from the search space.
         max_epochs: epochs of a complete trial.
-        epoch_seconds: number of a trial -> seconds of an epoch, of the trials that have been timed.
+        epoch_seconds: number of a trial -> seconds of an epoch, without starts, of the trials that have been timed.
         n_startup_trials: number of trials with a result before which it draws at random.
         seed: the seed of what is drawn.
         folds: number of folds that a complete trial is trained with.
@@ -70,8 +70,10 @@ class CurveSampler(BaseSampler):
         seed: int | None = None,
         folds: int = 1,
     ) -> None:
-        if n_startup_trials < 2:
-            raise ValueError(f"n_startup_trials={n_startup_trials} must be at least 2: a model needs differences")
+        if not isinstance(n_startup_trials, int) or n_startup_trials < 2:
+            raise ValueError(
+                f"n_startup_trials={n_startup_trials} must be an integer of at least 2: a model needs differences"
+            )
         self._pool, self._max_epochs, self._num_startup_trials = pool, max_epochs, n_startup_trials
         self._epoch_seconds, self._folds = epoch_seconds, folds
         self._rng = np.random.default_rng(seed)

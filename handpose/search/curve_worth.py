@@ -30,6 +30,8 @@ _LEAST_FITTED = 5
 """Number of epochs of a trial to which they are fitted: fewer do not show how curves deviate from their prediction."""
 _CUT = 1.5
 """Larger standardised losses are compressed by a logarithm, because it does not matter how bad a bad trial is."""
+_MAX_LEAD = 5.0
+"""Largest number of spreads by which a loss may be ahead of the median."""
 _MARGIN = 0.1
 """How much better a configuration must end to count, as a fraction of the spread of the trials."""
 _LOOK_AHEAD = (1, 2, 3)
@@ -285,7 +287,8 @@ class _Scaling(NamedTuple):
 
     Attributes:
         is_log: whether the logarithms are meant.
-        center, spread: median and spread of the newest losses.
+        center, spread: median and spread of the newest losses. The spread is their median absolute deviation, but large
+            enough that the best is at most `_MAX_LEAD` spreads ahead of the median, if most trials are equally bad.
     """
 
     is_log: bool
@@ -299,7 +302,7 @@ class _Scaling(NamedTuple):
         newest = np.array([curve.losses[max(curve.losses)] for curve in curves if curve.losses])
         newest = np.log(newest) if is_log else newest
         center = float(np.median(newest))
-        least = 1e-3 if is_log else max(1e-3 * abs(center), 1e-12)
+        least = max(1e-3 if is_log else max(1e-3 * abs(center), 1e-12), (center - float(newest.min())) / _MAX_LEAD)
         return cls(is_log, center, max(1.48 * float(np.median(np.abs(newest - center))), least))
 
     def standardise(self, losses: np.ndarray) -> np.ndarray:

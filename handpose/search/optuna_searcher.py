@@ -182,7 +182,7 @@ class OptunaSearcher(Searcher):
         self._raised_epochs: int | None = None
         self._space_number = 1
         self._objectives = {metric: mode} | ({} if second_objective is None else {second_objective: "min"})
-        self._resolved_sampler = _resolve_sampler(sampler, num_objectives=len(self._objectives))
+        self._resolved_sampler = _resolve_sampler(sampler, space, num_objectives=len(self._objectives))
         self._make_sampler = self._bind_sampler(space)
         sampler_kind = self._check_sampler(space, has_warm_start=bool(warm_start))
         # These two learn infeasibility from complete trials only, and a trial that is never trained is never complete.
@@ -754,8 +754,8 @@ class OptunaSearcher(Searcher):
         """Remember what the study does not store: how long an epoch takes, and whether the user has added the trial."""
         if snapshot.is_added:
             self._added_numbers.add(snapshot.number)
-        if snapshot.seconds and snapshot.values:
-            self._epoch_seconds[snapshot.number] = snapshot.seconds / max(snapshot.values)
+        if snapshot.epoch_seconds is not None:
+            self._epoch_seconds[snapshot.number] = snapshot.epoch_seconds
 
     def _rebuild_trial(self, snapshot: TrialSnapshot) -> FrozenTrial:
         """Rebuild a trial that the study lacks from the events."""
@@ -902,19 +902,26 @@ def _make_params_key(trial: FrozenTrial) -> str:
 
 
 def _resolve_sampler(
-    sampler: Callable[..., BaseSampler] | None, *, num_objectives: int
+    sampler: Callable[..., BaseSampler] | None, space: Space, *, num_objectives: int
 ) -> Callable[..., BaseSampler] | None:
     """Replace CurveSampler by TPE if there are two objectives, and `multivariate: null` of TPE by a value.
 
     CurveSampler is the default, and has one objective only. `multivariate: null` was the default: true with one
     objective, false with two. Sweeps that were begun with it continue with the same proposals. `group` works only with
     true.
+
+    Raises:
+        UserError: an option of CurveSampler is unknown or out of range.
     """
     if not isinstance(sampler, partial):
         return sampler
     given = sampler.keywords
     if sampler.func is CurveSampler and num_objectives > 1:
-        return partial(TPESampler, n_startup_trials=given.get("n_startup_trials", 8), constant_liar=True)
+        try:  # its options are checked although it is replaced
+            sampler(pool=CandidatePool(space), max_epochs=1, epoch_seconds={})
+        except (TypeError, ValueError) as error:
+            raise _make_sampler_error(error) from error
+        return partial(TPESampler, n_startup_trials=given["n_startup_trials"], constant_liar=True)
     if sampler.func is not TPESampler:
         return sampler
     if given.get("multivariate", True) is not None:

@@ -19,7 +19,7 @@ class TrialSnapshot(NamedTuple):
         params: its parameters, as the searcher proposed them.
         values: epoch -> metric. A value of a diverged trial may be infinite or NaN.
         costs: the measured costs by name.
-        seconds: how long it has been trained in all, with the starts of its segments; 0 if it is not known.
+        epoch_seconds: median seconds of an epoch, without the starts of segments; None if it is not known.
         is_added: whether the user has added it while the sweep ran, so that `suggest` did not choose its parameters.
     """
 
@@ -28,7 +28,7 @@ class TrialSnapshot(NamedTuple):
     params: Params
     values: Mapping[int, float]
     costs: Mapping[str, float] = {}
-    seconds: float = 0.0
+    epoch_seconds: float | None = None
     is_added: bool = False
 
 

@@ -139,8 +139,8 @@ def test_the_time_until_a_retry_is_no_time_of_training(make_scheduler):
     scheduler.now += 3600
     scheduler.on_segment_start(0)
     train(scheduler, 0, 0.5, since=3, until=5)
-    assert scheduler._trials[0].epoch_s == [1.0, 1.0]
-    assert scheduler._trials[0].first_epoch_s == [3.0, 3.0]  # with the two seconds of a start
+    timer = scheduler._trials[0].timer
+    assert (timer.epoch_s, timer.first_epoch_s) == ([1.0, 1.0], [3.0, 3.0])  # with the two seconds of a start
 
 
 def test_in_another_space_all_trials_are_encoded_anew(make_scheduler, write_space):

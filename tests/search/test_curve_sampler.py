@@ -160,9 +160,21 @@ def test_it_says_where_a_proposal_comes_from(make_sampler):
     assert float(expected.split()[0]) == pytest.approx(10 * (1 + 1 / 9), rel=0.1)
 
 
-def test_one_start_up_trial_is_too_few(make_sampler):
-    with pytest.raises(ValueError, match="n_startup_trials=1 must be at least 2"):
-        CurveSampler(pool=None, max_epochs=9, epoch_seconds={}, n_startup_trials=1)
+@pytest.mark.parametrize("number", [1, 2.5, None, "5", float("nan")])
+def test_the_number_of_start_up_trials_is_checked(number):
+    with pytest.raises(ValueError, match=f"n_startup_trials={number} must be an integer of at least 2"):
+        CurveSampler(pool=None, max_epochs=9, epoch_seconds={}, n_startup_trials=number)
+
+
+def test_it_finds_the_few_good_trials_among_equally_bad_ones(make_sampler):
+    """Four fifths of the space have the value 0, which is the worst one; the good trials are all that differs."""
+    space, sampler_of = make_sampler("a: interval(0, 1)\nb: range(1, 6)\n")
+    value = lambda params, epoch: 0.1 * params["a"] * params["b"] * (params["a"] > 0.8)  # noqa: E731
+    trials = run_search(
+        space, lambda number: sampler_of(number + 100), 25, compute=value, direction="maximize", num_epochs=MAX_EPOCHS
+    )
+    assert sum(trial.params["a"] > 0.8 for trial in trials[10:]) > 7
+    assert max(list_values(trials)) > 0.45
 
 
 def test_candidates_are_points_of_the_space_and_changed_ones_stay_near(write_space):

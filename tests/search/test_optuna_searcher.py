@@ -1050,6 +1050,15 @@ def test_the_study_has_both_objectives_with_their_names_and_optuna_their_front(m
     assert len(front) > 1 or mode == "max"
 
 
+@pytest.mark.parametrize("options", [{"n_startup_trials": 1}, {"n_startup_trials": 8, "unheard_of": 3}])
+@pytest.mark.parametrize("objectives", [{}, TWO])
+def test_the_options_of_curves_are_checked_though_with_two_objectives_tpe_proposes(
+    make, write_space, options, objectives
+):
+    with pytest.raises(UserError, match=r"n_startup_trials=1 must be|unheard_of"):
+        make(write_space(SPACE), partial(CurveSampler, **options), **objectives)
+
+
 def test_with_two_objectives_stopped_trials_are_listed_by_epoch_and_front_and_without_reports(
     make, write_space, visible_trials
 ):

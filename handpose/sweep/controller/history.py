@@ -16,6 +16,7 @@ from handpose.report.reasons import format_close_reason, format_reason
 from handpose.report.trial_table import TrialRow, TrialState, TrialTable, make_second_objectives
 from handpose.schedulers.reason import Reason
 from handpose.schedulers.scheduler import Fifo, Scheduler, SchedulerDecision, SegmentStart
+from handpose.search.epoch_timer import EpochTimer
 from handpose.search.searcher import TrialSnapshot
 from handpose.search.space import Params, Space
 from handpose.sweep.controller.node_quarantine import NodeHealth
@@ -185,6 +186,7 @@ class TrialHistory:
         is_stopped_by_user: whether the user has stopped it.
         reopened_from: its state and its epoch when the user first resumed it after its end; None if that has not
             happened. The searcher has learnt from it up to there.
+        timer: how long its epochs take.
     """
 
     row: TrialRow
@@ -202,12 +204,14 @@ class TrialHistory:
     is_kept: bool = False
     is_stopped_by_user: bool = False
     reopened_from: tuple[TrialState, int] | None = None
+    timer: EpochTimer = field(default_factory=EpochTimer)
     _segment_started_at: float = 0.0
     _seconds_before_segment: float = 0.0
 
     def start_segment(self, at: float) -> None:
         """Start to count the time of a segment."""
         self._segment_started_at, self._seconds_before_segment = at, self.row.seconds
+        self.timer.start_segment(at)
 
     def update_seconds(self, now: float) -> None:
         """Update the trial's total time with the time of the running segment."""
@@ -231,7 +235,7 @@ def snapshot_trial(trial: TrialHistory) -> TrialSnapshot:
         dict(trial.proposed),
         dict(trial.values),
         dict(trial.row.costs),
-        trial.row.seconds,
+        trial.timer.typical_epoch_s,
         trial.is_added,
     )
 
@@ -829,6 +833,7 @@ class History:
         if event.reason is not None or event.decision != "continue":
             row.reason = self._format_reason(event.reason, event.decision, event.epoch)
         trial.update_seconds(event.at)
+        trial.timer.report(event.epoch, event.at)
         self.num_reports += 1
         self.health.record_report(event.node)
         if not trial.is_perturbed:

@@ -13,7 +13,7 @@ from handpose.schedulers.median import MedianStopping
 from handpose.schedulers.population import PopulationBased
 from handpose.schedulers.scheduler import Fifo
 from handpose.sweep.controller.controller import SegmentFailure
-from handpose.sweep.controller.history import History, make_empty_table
+from handpose.sweep.controller.history import History, make_empty_table, snapshot_trial
 from handpose.sweep.controller.slots import NodeCapacity
 from handpose.sweep.driver.run import describe_spent_budget, read_finished_table
 from handpose.sweep.record.events import (
@@ -417,6 +417,22 @@ def test_the_time_of_all_processes_counts(simulate):
     swept.clock.now += 1000  # nobody runs it
     swept.start()
     assert swept.controller.elapsed_s() == 5.0
+
+
+def test_the_searcher_learns_how_long_an_epoch_takes_without_starts(simulate):
+    """The first trial starts a minute later than the others, and a killed process starts them all again."""
+    swept = simulate("fifo", num_trials=2, num_slots=1)
+    swept.fill()
+    swept.clock.now += 60
+    for _ in range(3):
+        swept.step()
+    swept.kill()
+    swept.clock.now += 1000
+    swept.start()
+    while swept.fill() or swept.segments:
+        swept.step()
+    first, second = (snapshot_trial(trial) for trial in swept.controller.history.trials.values())
+    assert first.epoch_seconds == second.epoch_seconds == 1.0
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
