@@ -82,9 +82,14 @@ def assign_folds(group: NDArray[np.int64], num_folds: int) -> NDArray[np.int64]:
     divided = np.flatnonzero(group != ALWAYS_TRAINED)
     names, index, sizes = np.unique(group[divided], return_inverse=True, return_counts=True)
     if len(names) < num_folds:
+        remedy = (
+            f"give at most {len(names)} folds"
+            if len(names) > 1
+            else "give 1 fold, the validation split of the data set"
+        )
         raise UserError(
             f"{num_folds} folds (folds.num, or sweep.folds of a sweep) need as many groups of images that are not "
-            f"divided, but the data set has {len(names)}; give at most {max(1, len(names))} folds"
+            f"divided, but the data set has {len(names)}; {remedy}"
         )
     order = np.random.default_rng(_SEED).permutation(len(names))
     order = order[np.argsort(-sizes[order], kind="stable")]

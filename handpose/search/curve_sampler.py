@@ -85,7 +85,7 @@ class CurveSampler(BaseSampler):
         """Return where the last proposal comes from, in a few words."""
         if self._chosen is None:
             return f"a random start-up trial of CurveSampler, which needs {self._num_startup_trials} results"
-        return f"CurveSampler, which expects {self._expected_loss:.4g} after {self._max_epochs} epochs"
+        return f"CurveSampler, which expects {self._expected_loss:.4g} at epoch {self._max_epochs}"
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Choose the configuration, and return its distributions.

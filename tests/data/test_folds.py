@@ -25,7 +25,8 @@ GROUPS = st.lists(st.integers(0, 30), min_size=1, max_size=200).map(np.array)
 def test_no_group_is_divided_and_the_folds_are_nearly_equal(groups, num_folds):
     names, sizes = np.unique(groups, return_counts=True)
     if len(names) < num_folds:
-        with pytest.raises(UserError, match=rf"{num_folds} folds .* the data set has {len(names)}; give at most"):
+        remedy = f"give at most {len(names)} folds" if len(names) > 1 else "give 1 fold"
+        with pytest.raises(UserError, match=rf"{num_folds} folds .* the data set has {len(names)}; {remedy}"):
             assign_folds(groups, num_folds)
         return
     fold = assign_folds(groups, num_folds)
