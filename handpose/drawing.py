@@ -39,6 +39,8 @@ FloatArray = NDArray[np.floating]
 _DPI = 100
 _POINTS_PER_PX = 72 / _DPI  # Matplotlib's widths are in points
 _GAP_PX = 6
+_MAX_SIDES_OUTSIDE = 10
+"""A skeleton over a frame is left out if a joint is so many sides of the picture away."""
 _LEGEND_PX = 26
 _SKELETON_BACKGROUND, _PAGE_BACKGROUND, _PAPER, _PAPER_LINES, _INK = (
     "#17191c",
@@ -230,15 +232,15 @@ def draw_over_photograph(photograph: PixelArray, uv: FloatArray, radii_px: Float
 def draw_over_frame(frame: Image.Image, uv: FloatArray, radii_px: FloatArray | None = None) -> PixelArray:
     """Draw a predicted skeleton over a frame of a video, like `draw_over_photograph` but in a few milliseconds.
 
-    A skeleton with a coordinate that is not finite is left out.
+    A skeleton with a coordinate that is not finite or far outside is left out, as when a joint is beside the camera.
 
     Args:
         frame: the RGB picture.
         uv: (K, 2) joints in its pixels.
-        radii_px: (K,) expected errors in its pixels, drawn as circles; NaN: no circle.
+        radii_px: (K,) expected errors in its pixels, drawn as circles; NaN, or larger than the picture: no circle.
     """
     drawn = frame.copy()
-    if not np.isfinite(uv).all():
+    if not (np.abs(uv) < _MAX_SIDES_OUTSIDE * max(frame.size)).all():
         return np.asarray(drawn)
     pen, width = ImageDraw.Draw(drawn), max(1, round(max(frame.size) / 200))
     for low, high in BONES:
@@ -246,7 +248,7 @@ def draw_over_frame(frame: Image.Image, uv: FloatArray, radii_px: FloatArray | N
             pen.line([tuple(uv[low]), tuple(uv[high])], fill=colour, width=width + extra)
     for joint, (x, y) in enumerate(uv):
         pen.circle((x, y), width + 1, fill=JOINT_COLOURS[joint], outline="black")
-        if radii_px is not None and np.isfinite(radii_px[joint]):
+        if radii_px is not None and radii_px[joint] < max(frame.size):
             pen.circle((x, y), radii_px[joint], outline=JOINT_COLOURS[joint])
     return np.asarray(drawn)
 

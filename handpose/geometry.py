@@ -58,12 +58,15 @@ def project(xyz: Tensor, intrinsics: Tensor) -> Tensor:
 def project_lengths(lengths: Tensor, xyz: Tensor, intrinsics: Tensor) -> Tensor:
     """Return how long lengths (..., K) at points look in the image, across the view: (..., K) pixels.
 
+    It is NaN for a point that is not in front of the camera.
+
     Args:
         lengths: in the unit of the points.
         xyz: (..., K, 3) points in the camera frame.
         intrinsics: (..., 3, 3) in pixels.
     """
-    return lengths * intrinsics[..., 0, 0, None] / xyz[..., 2]
+    depth = xyz[..., 2]
+    return torch.where(depth > 0, lengths * intrinsics[..., 0, 0, None] / depth, torch.nan)
 
 
 def normalize_image_points(uv: Tensor, intrinsics: Tensor) -> Tensor:

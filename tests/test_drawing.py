@@ -230,5 +230,7 @@ def test_a_hand_over_a_frame_is_drawn_in_its_pixels_at_its_size():
     assert (picture[row, column] == rgb(FINGER_COLOURS["index"])).all()
     assert (draw_over_frame(frame, uv, np.full(21, 12.0)) != picture).any()
     assert (draw_over_frame(frame, uv, np.full(21, np.nan)) == picture).all()
-    assert (draw_over_frame(frame, np.full((21, 2), np.nan)) == 90).all()
+    assert (draw_over_frame(frame, uv, np.full(21, 1e9)) == picture).all()  # a joint almost beside the camera
+    for nowhere in (np.nan, np.inf, -1e12):
+        assert (draw_over_frame(frame, np.where(np.arange(21)[:, None] == 3, nowhere, uv)) == 90).all()
     assert (np.asarray(frame) == 90).all()

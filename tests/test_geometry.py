@@ -64,6 +64,13 @@ class TestCamera:
         uv = geometry.project(torch.tensor([[1.0, -2.0, 4.0]]), intrinsics)
         assert uv.tolist() == [[100 * 0.25 + 10 * -0.5 + 50, 200 * -0.5 + 40]]
 
+    def test_lengths_by_hand_and_none_behind_the_camera(self) -> None:
+        intrinsics = torch.tensor([[100.0, 0.0, 50.0], [0.0, 200.0, 40.0], [0.0, 0.0, 1.0]])
+        xyz = torch.tensor([[1.0, -2.0, 4.0], [1.0, 1.0, -4.0], [1.0, 1.0, 0.0]])
+        lengths = geometry.project_lengths(torch.tensor([0.5, 0.5, 0.5]), xyz, intrinsics)
+        assert lengths[0] == 100 * 0.5 / 4
+        assert lengths[1:].isnan().all()
+
     def test_normalized_points_are_the_solution_of_the_linear_system(self) -> None:
         uv, intrinsics = geometry.project(make_hands(5), make_cameras(5)), make_cameras(5)
         homogeneous = np.concatenate((uv, np.ones((5, 21, 1))), axis=-1)
