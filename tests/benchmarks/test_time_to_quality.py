@@ -1,9 +1,7 @@
-"""What a target costs, counted by hand; and a tiny benchmark, continued."""
+"""What a target costs, counted by hand; and a benchmark without trainings, continued."""
 
 import importlib
 import json
-
-import pytest
 
 from benchmarks.clock import ClockedSegment
 from benchmarks.sweeps import MeasuredSweep
@@ -28,23 +26,20 @@ def test_the_training_until_a_target_counts_neither_starts_nor_idle_slots():
     assert course.compute_training_of(5.0) == (10.0, False)
 
 
-@pytest.mark.slow
-def test_the_baseline_is_really_trained_after_random_search_and_not_again(tmp_path, monkeypatch):
-    """tests/benchmarks/test_slots.py trains our side, also with random search."""
-    measure, measured = quality.measure_sweep, []
+def test_each_method_is_measured_once_with_its_side_and_its_number_of_trials(tmp_path, monkeypatch):
+    """tests/benchmarks/test_slots.py trains all sides."""
+    measured = []
 
-    def measure_baseline(side, overrides):
-        measured.append(side)
-        if side == quality.REUSING:
-            return measure(side, overrides)
-        assert compose("tune", overrides).sweep.num_trials == 2
+    def measure(side, overrides):
+        config = compose("tune", overrides)
+        measured.append((side, config.sweep.num_trials, config.sweep.max_epochs))
         trial = ClockedSegment({"optimizer.lr": 0.1}, 1.0, 3.0, 1.0, 0.5, [(2.0, 1, 9.0), (3.0, 2, 8.0)])
         return MeasuredSweep(0.0, 4.0, 1, [trial])
 
-    monkeypatch.setattr(quality, "measure_sweep", measure_baseline)
+    monkeypatch.setattr(quality, "make_data", lambda overrides: None)
+    monkeypatch.setattr(quality, "measure_sweep", measure)
     output, methods = tmp_path / "q.json", [quality.RANDOM, quality.BASELINE]
-    arguments = ["--seeds", "1", "--slots", "1", "--random-trials", "2", "--num-trials", "2", "--epochs", "2"]
-    arguments += ["data.source.num_train=120", "data.source.num_eval=8", "trainer.limit_train_batches=2"]
+    arguments = ["--seeds", "1", "--slots", "1", "--random-trials", "2", "--num-trials", "3", "--epochs", "2"]
     arguments += ["--output", str(output), "--courses", str(tmp_path / "courses.jsonl"), "--methods", *methods]
     monkeypatch.setattr("sys.argv", ["time_to_quality.py", *arguments])
     quality.main()
@@ -52,7 +47,7 @@ def test_the_baseline_is_really_trained_after_random_search_and_not_again(tmp_pa
     assert list(found["methods"]) == methods
     assert found["methods"][quality.RANDOM]["reached"] == 1
     assert found["methods"][quality.BASELINE]["over_baseline"] == [1, 1, 1]
-    assert measured == ["ours", quality.REUSING]
+    assert measured == [("ours", 2, 2), (quality.REUSING, 3, 2)]
     quality.main()
     assert json.loads(output.read_text())["methods"] == found["methods"]
     assert len(measured) == 2

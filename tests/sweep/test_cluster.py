@@ -60,7 +60,7 @@ def test_a_lost_node_costs_no_trial_and_no_try_and_a_sweep_whose_head_is_lost_ca
 def test_a_node_that_does_not_see_the_folder_costs_no_trial_and_lets_no_sweep_begin(cluster):
     shared = cluster.folder / "shared"
     shared.mkdir()
-    swept = ClusterDrill(cluster, shared / "sweep", num_trials=12, num_workers=1)
+    swept = ClusterDrill(cluster, shared / "sweep", num_trials=24, num_workers=1)  # the next node may start slowly
     swept.do("begun", 1, lambda: None)
     cluster.start("blind", hidden=shared)
     swept.finish()
