@@ -51,8 +51,8 @@ class Option(NamedTuple):
         return " ".join([self.name, *(f"{name}={value}" for name, value in self.values)])
 
 
-SLOW = {("scheduler", "freeze_thaw")}
-"""Options that take seconds for what others do in milliseconds."""
+SLOW = {("scheduler", "freeze_thaw"), ("data", "dexycb")}
+"""Options that take many seconds, which have tests of their own, too."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

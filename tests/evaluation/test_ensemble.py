@@ -82,6 +82,7 @@ def test_photographs_are_predicted_by_all_networks(checkpoints, photograph, tmp_
     assert named == ", ".join(map(str, checkpoints))
 
 
+@pytest.mark.slow
 def test_a_split_is_evaluated_with_all_networks(checkpoints, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

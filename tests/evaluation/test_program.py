@@ -52,7 +52,7 @@ def test_its_predictions_score_the_same_when_they_are_read_from_the_file(evaluat
     assert of_file["official"] == pytest.approx(of_checkpoint["official"], abs=1e-3)
 
 
-@pytest.mark.parametrize(("split", "num"), [("val", 6), ("train", 18)])
+@pytest.mark.parametrize(("split", "num"), [("val", 6), pytest.param("train", 18, marks=pytest.mark.slow)])
 def test_other_splits_are_in_the_order_of_their_truth(evaluate, checkpoint, split, num, tmp_path):
     result, _ = evaluate("--checkpoint", str(checkpoint), "--split", split)
     assert result["num_hands"] == num
@@ -78,6 +78,7 @@ def test_hands_of_zeros_leave_valid_json(evaluate, freihand, tmp_path, zeros):
     assert "with a joint at depth 0 left out" in told
 
 
+@pytest.mark.slow
 def test_views_and_another_data_set_can_be_asked_for(evaluate, checkpoint, freihand):
     plainly, _ = evaluate("--checkpoint", str(checkpoint))
     views = ["test_time=rotations", "test_time.num_rotations=3"]

@@ -21,6 +21,7 @@ def compiler(monkeypatch):
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
 
 
+@pytest.mark.slow
 def test_weights_keep_their_names(compiler):
     compiled = make_net()
     compile_in_place(compiled, "default")

@@ -91,6 +91,7 @@ def test_the_end_of_a_curve_is_predicted_from_its_beginning_and_from_other_curve
     np.testing.assert_allclose(forecast.rate(options).final_loss, expected, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_the_chance_to_be_best_is_as_often_right_as_it_says():
     """How often configurations whose trials are seen until epoch 4 end better than all others by the margin."""
     hits, chances = [], []

@@ -82,6 +82,7 @@ def test_it_learns_from_trials_that_were_stopped_early(make_sampler):
     assert all(abs(np.log10(trial.params["optimizer.lr"]) + 2) < 0.5 for trial in newest)
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_better_the_larger_it_is(make_sampler):
     space, sampler_of = make_sampler()
     trials = run_search(space, sampler_of, 25, compute=lambda *a: 1 - compute_loss(*a) / 100, direction="maximize")
@@ -136,6 +137,7 @@ def test_a_proposal_is_the_same_for_the_same_trials_and_seed(make_sampler):
     assert len({str(trial.params) for trial in once}) == 12
 
 
+@pytest.mark.slow
 def test_conditional_parameters_are_proposed_together(make_sampler):
     space, sampler_of = make_sampler(CONDITIONAL, ".py")
     loss = lambda params, epoch: 1 + (params["x"] - 0.5) ** 2 if "x" in params else 3.0  # noqa: E731

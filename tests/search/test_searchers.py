@@ -194,6 +194,7 @@ def test_a_searcher_receives_only_the_arguments_that_its_constructor_has():
     assert bind_arguments(lambda **given: given, seed=3, space=None)() == {"seed": 3, "space": None}
 
 
+@pytest.mark.slow
 def test_a_whole_sweep_runs_with_a_searcher_of_one_python_and_one_yaml_file(tmp_path, monkeypatch):
     copy = tmp_path / "configs"
     shutil.copytree(CONFIGS, copy)

@@ -102,6 +102,7 @@ def test_a_killed_sweep_decides_what_an_uninterrupted_one_decides_from_the_same_
     assert killed.proposer.told == whole.proposer.told
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_keeps_the_decisions_of_a_scheduler_that_would_decide_otherwise(simulate):
     """freeze_thaw counts the time of training, which a kill changes."""
     generator = random.Random(0)

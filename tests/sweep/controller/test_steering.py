@@ -273,6 +273,7 @@ def test_whatever_happens_each_command_is_executed_once_or_refused(make_sweep, k
     check_commands(make_sweep(kind, seed=seed, max_retries=0, stop_after_failures=50), steps)
 
 
+@pytest.mark.slow
 @settings(max_examples=4, **QUICKLY)
 @given(**ANY_STEPS)
 def test_a_scheduler_with_a_model_changes_nothing_about_that(make_sweep, steps, seed):

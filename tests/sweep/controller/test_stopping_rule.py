@@ -55,6 +55,7 @@ def test_its_files_are_consistent_and_say_why(ended, capsys):
     assert f"{said} sweep.stop_when=1; to resume with a smaller value:" in " ".join(shown.split())
 
 
+@pytest.mark.slow
 def test_an_end_that_the_configuration_does_not_give_is_found(ended, tmp_path):
     """The audit compares the recorded gain with the value of the key."""
     sweep = WholeSweep(tmp_path / "sweep", "sweep.stop_when=1", *MANY).run(last="spent")
@@ -91,6 +92,7 @@ def test_the_printed_override_is_one_that_can_be_given(budget, override):
     compose("tune", [override])
 
 
+@pytest.mark.slow
 def test_a_resumed_sweep_that_is_no_longer_to_end_trains_the_rest(tmp_path):
     sweep = WholeSweep(tmp_path / "sweep", "sweep.stop_when=1", "sweep.num_trials=40", *MANY[1:])
     sweep.run(last="spent")

@@ -102,6 +102,7 @@ def test_a_slow_data_loader_starves_a_training_of_data(train, monkeypatch):
     assert [round(part.seconds["data"] / 0.15) for part in parts] == [1, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_large_validation_split_starves_a_training(train):
     _, parts = train("data.source.val_fraction=0.7", "data.batch_size=4", max_epochs=20)
     assert judge(combine(parts)).verdict == "starved by validation"
