@@ -13,6 +13,7 @@ must be the same as without any interruption.
 
 import argparse
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -60,6 +61,11 @@ reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
 is_accepted, why = ray._raylet.GcsClient(address=address).drain_node(node, reason, "drill", until)
 assert is_accepted, why
 """
+_COUNT_NODES_SCRIPT = """
+import sys, ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="error")
+print(sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes()))
+"""
 _HEAD_NODE, _JOINED_NODE, _BROKEN_NODE = "head", "joined", "broken"
 
 
@@ -74,6 +80,8 @@ class Cluster:
         network: the network whose hosts all nodes but the head are; None: all are on this machine's loopback.
         port: the port of the head.
         names: the names of all nodes started so far.
+        max_autoscaled: largest number of nodes that Ray's autoscaler may start for what waits; 0: there is none. It
+            takes them back when they have been idle for six seconds. They have no network of their own.
     """
 
     folder: Path
@@ -82,6 +90,7 @@ class Cluster:
     network: HostNetwork | None
     port: int = 0
     names: list[str] = field(default_factory=list)
+    max_autoscaled: int = 0
 
     def __post_init__(self) -> None:
         token = self.folder / "token"
@@ -91,6 +100,8 @@ class Cluster:
         self.environment = {**os.environ, **own, "OMP_NUM_THREADS": "1", EPOCH_S: str(self.epoch_s)}
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
+        if self.max_autoscaled:
+            self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
 
     @property
     def get_address(self) -> str:
@@ -110,6 +121,8 @@ class Cluster:
         where = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
         if name != _HEAD_NODE:
             where = [f"--address={self.get_address}", f"--num-cpus={self.cpus}"]
+        elif self.max_autoscaled:
+            where.append(f"--autoscaling-config={self._write_autoscaling_config()}")
         inside = self.network.make_command_prefix(name) if self.network and name != _HEAD_NODE else []
         if hidden is not None:
             inside += ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {hidden} && exec "$@"', "sh"]
@@ -125,6 +138,38 @@ class Cluster:
         if started.returncode:
             log_text = (self.folder / "ray.log").read_text(encoding="utf-8")
             sys.exit(f"{' '.join(command)} ended with {started.returncode}:\n{log_text}")
+
+    def _write_autoscaling_config(self) -> Path:
+        """Write the configuration of Ray's autoscaler, whose nodes are processes of this machine."""
+        empty = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+        empty += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude")
+        worker = {"CPU": self.cpus, "object_store_memory": 10**8}
+        content: dict[str, object] = {
+            "cluster_name": "drill",
+            "max_workers": self.max_autoscaled,
+            "idle_timeout_minutes": 0.1,
+            "upscaling_speed": 10,
+            "provider": {"type": "fake_multinode", "gcs_address": self.get_address, "use_node_id_as_ip": True},
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                "ray.head.default": {"resources": {}, "node_config": {}, "max_workers": 0},
+                "worker": {"resources": worker, "node_config": {}, "max_workers": self.max_autoscaled},
+            },
+            **{name: [] for name in empty},
+            **{name: {} for name in ("auth", "docker", "file_mounts", "head_node", "worker_nodes")},
+            "file_mounts_sync_continuously": False,
+        }
+        file = self.folder / "autoscaling.json"
+        file.write_text(json.dumps(content), encoding="utf-8")
+        return file
+
+    def count_nodes(self) -> int:
+        """Count the nodes on which trials can run."""
+        command = [sys.executable, "-c", _COUNT_NODES_SCRIPT, self.get_address]
+        done = subprocess.run(
+            command, env=self.environment, cwd=REPOSITORY, check=True, capture_output=True, timeout=60
+        )
+        return int(done.stdout)
 
     def kill(self, name: str) -> None:
         """Send SIGKILL to all processes of a node."""
@@ -184,12 +229,15 @@ class ClusterDrill:
         folder: the folder of the sweep.
         num_trials: number of trials.
         num_workers: number of workers of each trial.
+        overrides: further overrides of tune.py.
     """
 
-    def __init__(self, cluster: Cluster, folder: Path, num_trials: int, num_workers: int) -> None:
+    def __init__(
+        self, cluster: Cluster, folder: Path, num_trials: int, num_workers: int, overrides: Sequence[str] = ()
+    ) -> None:
         self._cluster = cluster
         self._folder = folder
-        self._given = [f"sweep.num_trials={num_trials}", f"sweep.workers_per_trial={num_workers}"]
+        self._given = [f"sweep.num_trials={num_trials}", f"sweep.workers_per_trial={num_workers}", *overrides]
         self._began = time.monotonic()
         self.steps: list[DrillStep] = []
         self._driver = self._start_driver()

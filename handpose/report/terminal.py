@@ -270,6 +270,10 @@ def _render_head(title: str, table: TrialTable, clock: SweepClock) -> Renderable
 def _render_progress(table: TrialTable, width: int) -> RenderableType:
     num_ended = sum(row.is_over for row in table.rows.values())
     text = Text(f" {num_ended}/{table.num_trials} trials", style="bold")
+    if table.num_requested:
+        text.append(
+            f"  ·  {table.num_slots} at a time, nodes for {table.num_requested} more are requested", style="dim"
+        )
     if table.checkpoint_bytes:
         held, budget = table.checkpoint_bytes / 1e9, table.checkpoint_budget_bytes / 1e9
         text.append(f"  ·  checkpoints {held:.1f} of {budget:g} GB", style="dim")

@@ -108,6 +108,7 @@ class TrialTable:
         num_trials: planned number of trials.
         max_epochs: number of epochs of a complete trial.
         num_slots: number of trials that run at the same time.
+        num_requested: number of further trials for which nodes are requested from an autoscaler.
         checkpoint_bytes: size of the checkpoints on disk.
         checkpoint_budget_bytes: upper limit of that size.
         gpu_hours: GPU-hours that the trials have used.
@@ -126,6 +127,7 @@ class TrialTable:
     num_trials: int
     max_epochs: int
     num_slots: int = 1
+    num_requested: int = 0
     checkpoint_bytes: int = 0
     checkpoint_budget_bytes: float = math.inf
     gpu_hours: float = 0.0

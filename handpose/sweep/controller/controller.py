@@ -175,6 +175,24 @@ class SweepController:
         """Whether the cluster has at least one slot, free or in use."""
         return self._num_slots > 0
 
+    def count_trials_without_slot(self) -> int:
+        """Count the trials that could run in addition if the cluster had more slots."""
+        return max(0, self._count_trials_to_run() - self._num_slots)
+
+    @property
+    def has_idle_slots(self) -> bool:
+        """Whether there are more slots than trials that could run now."""
+        return self._count_trials_to_run() < self._num_slots
+
+    def _count_trials_to_run(self) -> int:
+        """Count the trials that run or could start now, with any number of slots; paused ones are not counted."""
+        history = self.history
+        if self.is_closed or history.is_paused:
+            return len(history.live["running"])
+        num_new = max(0, history.num_trials - len(history.trials)) if history.can_start_trial else 0
+        num = len(history.live["running"]) + len(history.live["waiting"]) + num_new
+        return min(num, history.settings.max_concurrent or num)
+
     # --- next segment -------------------------------------------------------------------------------------------------
 
     def next_segment(self) -> TrialSegment | None:

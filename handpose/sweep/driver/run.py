@@ -41,6 +41,7 @@ from handpose.sweep.driver.intervention_inbox import InterventionInbox
 from handpose.sweep.driver.recorder import Recorder, TrialLog
 from handpose.sweep.driver.resume import SPACE_FOLDER, copy_space
 from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, handle_interrupts
+from handpose.sweep.execution.autoscaling import NodeRequests, wait_for_node
 from handpose.sweep.execution.nodes import Node, NodeWatcher, list_live_resources, watch_head
 from handpose.sweep.execution.runtime import limit_cpus, set_ray_environment, start_ray
 from handpose.sweep.execution.storage_access import check_nodes
@@ -184,6 +185,7 @@ def _prepare(run: SweepRun, stack: contextlib.ExitStack) -> Slots:
         process_mb = read_process_mb(folder)
     stack.enter_context(set_ray_environment())
     stack.enter_context(start_ray(limit_cpus(run.cluster, sweep)))  # before any file is made: it may not answer
+    wait_for_node(sweep, run.cluster, list_live_resources, print_line=partial(print, flush=True))
     check_nodes(sweep)
     slots = count_slots(sweep, list_live_resources(), process_mb=process_mb)
     is_estimate = process_mb == MIN_PROCESS_MB and sweep.preflight == "off"  # otherwise the preflight prints it
@@ -263,6 +265,7 @@ def run_preflight_alone(
     with contextlib.ExitStack() as started:
         started.enter_context(set_ray_environment())
         started.enter_context(start_ray(limit_cpus(cluster, sweep)))
+        wait_for_node(sweep, cluster, list_live_resources, print_line=partial(print, flush=True))
         check_nodes(sweep)
         slots = preflight(count_slots(sweep, list_live_resources()))
         if stack is not None:
@@ -328,7 +331,12 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
     )
     view = make_sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
     _raise_open_file_limit()
-    with _add_resume_command(sweep), contextlib.closing(view), handle_interrupts(sweep, must_end) as is_interrupted:
+    with (
+        _add_resume_command(sweep),
+        contextlib.closing(view),
+        handle_interrupts(sweep, must_end) as is_interrupted,
+        contextlib.ExitStack() as stack,
+    ):
         logs = open_trial_logs(sweep, table)
         recorder = Recorder(
             table,
@@ -356,10 +364,14 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
             needs_report=run.needs_report,
             process_interventions=inbox.process,
             record_utilisation=recorder.add_utilisation,
+            keeps_idle_workers=not run.cluster.autoscale,
         )
+
+        request_nodes = _make_node_requests(run.cluster, slots, state, view, stack)
 
         def on_every_step() -> None:
             bridge.process_interventions()
+            request_nodes()
             recorder.refresh()
 
         # By default Tune asks a custom searcher for one trial, and for the next one only when that trial has a worker.
@@ -457,6 +469,29 @@ def _make_node_listener(slots: Slots, state: SweepController, view: SweepView) -
         names_by_id = {node.id: node.name for node in fitting.values()}
 
     return follow
+
+
+def _make_node_requests(
+    cluster: RaySettings, slots: Slots, state: SweepController, view: SweepView, stack: contextlib.ExitStack
+) -> Callable[[], None]:
+    """Return a function that requests nodes from the autoscaler for the trials that have no slot.
+
+    The requests are withdrawn when the stack is closed.
+    """
+    if not cluster.autoscale:
+        return lambda: None
+    requests = stack.enter_context(contextlib.closing(NodeRequests(slots)))
+    table = state.history.table
+
+    def request() -> None:
+        before, table.num_requested = table.num_requested, state.count_trials_without_slot()
+        requests.update(table.num_requested)
+        if table.num_requested and not before:
+            view.show_note(f"nodes for {table.num_requested} more at a time are requested from the autoscaler")
+        elif before and not table.num_requested:
+            view.show_note("no more nodes are requested from the autoscaler")
+
+    return request
 
 
 def open_trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:

@@ -64,6 +64,16 @@ def find_actor(actor_id: str) -> ActorLocation:
     return ActorLocation()
 
 
+def end_idle_workers(tune_controller: Any) -> None:
+    """End the workers that Tune keeps for later trials, so that their nodes are idle and an autoscaler takes them back.
+
+    Tune (2.60) ends them only when its searcher has finished, but that knows of a retry until the last trial has ended.
+    Fallback: their nodes stay until the end of the sweep.
+    """
+    with contextlib.suppress(AttributeError):
+        tune_controller._cleanup_cached_actors(force_all=True)
+
+
 def find_newest_worker_log(pid: int) -> Path | None:
     """Return the stderr file of the worker process with this id on this node. Ray reports fatal signals there.
 

@@ -22,7 +22,7 @@ from handpose.report.utilisation import Utilisation
 from handpose.sweep.controller.controller import SegmentFailure, SweepController
 from handpose.sweep.controller.slots import Slots
 from handpose.sweep.execution.nodes import NodeWatcher
-from handpose.sweep.execution.ray_internals import ActorLocation, find_actor
+from handpose.sweep.execution.ray_internals import ActorLocation, end_idle_workers, find_actor
 from handpose.sweep.execution.worker_death import diagnose_worker_death
 from handpose.sweep.execution.worker_group import make_trainable, release_group
 from handpose.sweep.execution.worker_start import StartWatch
@@ -74,6 +74,7 @@ class TuneBridge:
             winner.
         process_interventions: executes the interventions of the user that wait, and returns whether there were some.
         record_utilisation: takes the number of a trial and what it has used, before its report is processed.
+        keeps_idle_workers: whether workers are kept for a later trial although no trial is left for them now.
 
     Attributes:
         error: the first exception in one of Tune's calls; None: there was none.
@@ -90,6 +91,7 @@ class TuneBridge:
         needs_report: bool = False,
         process_interventions: Callable[[], bool] = lambda: False,
         record_utilisation: Callable[[int, Utilisation], None] = lambda trial, used: None,
+        keeps_idle_workers: bool = True,
     ) -> None:
         self.controller = controller
         self.starts = starts
@@ -102,6 +104,7 @@ class TuneBridge:
         self._needs_report = needs_report
         self._process_interventions = process_interventions
         self._is_finishing = False
+        self._keeps_idle_workers = keeps_idle_workers
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles searcher and stopper with the experiment's settings; open files cannot be pickled
@@ -126,6 +129,11 @@ class TuneBridge:
     def check_start(self, trials: Collection[Trial]) -> None:
         """End the experiment if Ray starts no worker for any of Tune's live trials."""
         self.ask_controller(lambda: self.starts.check(trials, has_slots=self.controller.has_slots), otherwise=None)
+
+    def end_idle_workers(self, tune_controller: Any) -> None:
+        """End workers that no trial is left for, if they are not kept."""
+        if not self._keeps_idle_workers and self.controller.has_idle_slots:
+            end_idle_workers(tune_controller)
 
     def release_workers(self, segment: TrialSegment) -> None:
         """Free the resources of a segment that Tune does not know about."""
@@ -285,6 +293,7 @@ class BridgeScheduler(FIFOScheduler):
         """
         nodes, limit_s = self._bridge.nodes, self._bridge.hang_timeout_s
         nodes.refresh()
+        self._bridge.end_idle_workers(tune_controller)
         live = list(tune_controller.get_live_trials())
         self._bridge.check_start(live)
         for trial in live:

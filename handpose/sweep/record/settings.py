@@ -291,7 +291,12 @@ class RaySettings:
         address: address of the Ray cluster to join. `auto`: the cluster to which this machine belongs. None: start Ray
             on this machine only.
         num_cpus: CPU cores for trials if Ray runs on this machine only; None: all cores.
+        autoscale: whether nodes are requested from the autoscaler of the cluster, for as many trials as can run at a
+            time.
+        node_timeout_s: with autoscale, how many seconds to wait for the first node on which a trial fits.
     """
 
     address: str | None
     num_cpus: _Count | None
+    autoscale: bool = False
+    node_timeout_s: _Amount = 1800.0
