@@ -141,8 +141,8 @@ class Cluster:
 
     def _write_autoscaling_config(self) -> Path:
         """Write the configuration of Ray's autoscaler, whose nodes are processes of this machine."""
-        empty = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
-        empty += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude")
+        empty = ["initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"]
+        empty += ["head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude"]
         worker = {"CPU": self.cpus, "object_store_memory": 10**8}
         content: dict[str, object] = {
             "cluster_name": "drill",

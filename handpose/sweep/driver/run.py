@@ -326,10 +326,7 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
     table, retention = state.history.table, state.history.retention
     table.num_slots = slots.num_slots
     table.checkpoint_budget_bytes = retention.budget_bytes
-    title = f"sweep {sweep.name}  ·  {(run.later_space or run.space).name}" + (
-        "  ·  resumed" if state.past_events else ""
-    )
-    view = make_sweep_view(title, time_budget_s=sweep.time_budget_s, used_s=state.elapsed_s())
+    view = _make_view(run, state)
     _raise_open_file_limit()
     with (
         _add_resume_command(sweep),
@@ -384,6 +381,11 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         if not is_interrupted():
             state.close("finished")
     _check_end(sweep, state, is_interrupted=is_interrupted())
+
+
+def _make_view(run: SweepRun, state: SweepController) -> SweepView:
+    parts = [f"sweep {run.sweep.name}", (run.later_space or run.space).name, *["resumed"] * bool(state.past_events)]
+    return make_sweep_view("  ·  ".join(parts), time_budget_s=run.sweep.time_budget_s, used_s=state.elapsed_s())
 
 
 def _check_end(sweep: SweepSettings, state: SweepController, *, is_interrupted: bool) -> None:

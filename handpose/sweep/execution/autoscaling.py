@@ -47,7 +47,8 @@ class NodeRequests:
         if self._clock() < self._next_update:
             return
         self._next_update = self._clock() + _EVERY_S
-        waiting, placed = [], []
+        waiting: list[PlacementGroup] = []
+        placed: list[PlacementGroup] = []
         for group in self._waiting:
             (waiting if placement_group_table(group)["state"] == "PENDING" else placed).append(group)
         num_wanted = min(max(num_wanted, 0), _MAX_REQUESTS)
@@ -97,7 +98,7 @@ def wait_for_node(
     slots = Slots(0, sweep.cpus_per_trial, gpus, sweep.workers_per_trial, process_mb=0.0)
     if recount_slots(sweep, slots, list_nodes()).num_slots:
         return
-    needs = f"{sweep.cpus_per_trial} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+    needs = f"{sweep.cpus_per_trial} CPU" + (f" and {gpus:g} GPU" if gpus else "")
     each = f" for each of its {sweep.workers_per_trial} workers" if sweep.workers_per_trial > 1 else ""
     print_line(f"the cluster has no node for a trial ({needs}{each}): waiting for the autoscaler to start one")
     requests, began = NodeRequests(slots, clock=clock), clock()

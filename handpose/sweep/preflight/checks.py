@@ -48,6 +48,8 @@ def check_sweep(sweep: SweepSettings, cluster: RaySettings) -> None:
         UserError: a setting is invalid, or the folder cannot hold the sweep.
     """
     check_settings(sweep)
+    if cluster.autoscale and cluster.address is None:
+        raise UserError("ray.autoscale=true needs a cluster with an autoscaler: give its ray.address, for example auto")
     if cluster.address is None:
         _check_machine(sweep, cluster)
     _check_folder(sweep)

@@ -436,6 +436,25 @@ def test_the_searcher_learns_how_long_an_epoch_takes_without_starts(simulate):
     assert first.epoch_seconds == second.epoch_seconds == 1.0
 
 
+def test_trials_without_a_slot_are_those_that_could_run_on_a_larger_cluster(simulate):
+    swept = simulate("fifo", num_trials=8, num_slots=3)
+    controller = swept.controller
+    swept.fill()
+    assert controller.count_trials_without_slot() == 5
+    assert not controller.has_idle_slots
+    controller.resize(10, NodeCapacity())
+    assert controller.count_trials_without_slot() == 0
+    assert controller.has_idle_slots
+    swept.run()
+    assert (controller.count_trials_without_slot(), controller.has_idle_slots) == (0, True)
+
+
+def test_no_more_trials_than_the_user_allows_are_counted(simulate):
+    swept = simulate("fifo", num_trials=8, num_slots=3, max_concurrent=4)
+    swept.fill()
+    assert swept.controller.count_trials_without_slot() == 1
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 

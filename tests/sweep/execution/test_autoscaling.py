@@ -82,7 +82,7 @@ def test_the_sweep_waits_for_the_first_node_that_is_large_enough(ray, tmp_path):
     sweep = make_settings(tmp_path, gpus_per_trial=1.0, cpus_per_trial=4)
     joins = lambda now: [{"CPU": 16}, *[{"CPU": 8, "GPU": 1}] * (now > 20)]  # noqa: E731
     assert wait(ray, sweep, joins) == [
-        "the cluster has no node for a trial (4 cores and 1 GPUs): waiting for the autoscaler to start one"
+        "the cluster has no node for a trial (4 CPU and 1 GPU): waiting for the autoscaler to start one"
     ]
     assert 20 < ray.now < 25
     assert not ray.groups
@@ -91,9 +91,7 @@ def test_the_sweep_waits_for_the_first_node_that_is_large_enough(ray, tmp_path):
 
 
 def test_a_node_that_never_joins_is_an_error_after_a_while(ray, tmp_path):
-    with pytest.raises(
-        UserError, match=r"no node for a trial \(2 cores for each of its 3 workers\) has joined .*=60 s"
-    ):
+    with pytest.raises(UserError, match=r"no node for a trial \(2 CPU for each of its 3 workers\) has joined .*=60 s"):
         wait(ray, make_settings(tmp_path, gpus_per_trial=0.0, cpus_per_trial=2, workers_per_trial=3), lambda now: [])
     assert not ray.groups
 

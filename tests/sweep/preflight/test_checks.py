@@ -119,6 +119,13 @@ def test_a_clusters_slots_are_not_measured_by_this_machine(tmp_path):
     check_sweep(settings, RaySettings(address="auto", num_cpus=None))
 
 
+def test_an_autoscaler_needs_a_cluster(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^ray.autoscale=true needs a cluster with an autoscaler: give its ray.address"
+    ):
+        check_sweep(make_settings(tmp_path / "sweep"), RaySettings(address=None, num_cpus=None, autoscale=True))
+
+
 def test_a_sweep_is_never_written_over_another(tmp_path):
     settings = make_settings(tmp_path / "sweep")
     check_sweep(settings, ALONE)
