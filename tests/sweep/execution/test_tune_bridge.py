@@ -48,7 +48,13 @@ def scheduler():
         is_abandoned=abandoned.__contains__,
         abandoned=abandoned,
     )
-    bridge = SimpleNamespace(nodes=nodes, hang_timeout_s=60.0, controller=fits, check_start=lambda trials: None)
+    bridge = SimpleNamespace(
+        nodes=nodes,
+        hang_timeout_s=60.0,
+        controller=fits,
+        check_start=lambda trials: None,
+        end_idle_workers=lambda tune_controller: None,
+    )
     return BridgeScheduler(bridge), alive, taken_back
 
 
