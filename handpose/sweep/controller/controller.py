@@ -177,14 +177,14 @@ class SweepController:
 
     def count_trials_without_slot(self) -> int:
         """Count the trials that could run in addition if the cluster had more slots."""
-        return max(0, self._count_trials_to_run() - self._num_slots)
+        return max(0, self.count_trials_to_run() - self._num_slots)
 
     @property
-    def has_idle_slots(self) -> bool:
-        """Whether there are more slots than trials that could run now."""
-        return self._count_trials_to_run() < self._num_slots
+    def can_start_trials(self) -> bool:
+        """Whether a slot is free for a trial that could run now."""
+        return len(self.history.live["running"]) < min(self.count_trials_to_run(), self._num_slots)
 
-    def _count_trials_to_run(self) -> int:
+    def count_trials_to_run(self) -> int:
         """Count the trials that run or could start now, with any number of slots; paused ones are not counted."""
         history = self.history
         if self.is_closed or history.is_paused:

@@ -128,8 +128,13 @@ def recount_slots(sweep: SweepSettings, slots: Slots, nodes: Sequence[Mapping[st
 
     A trial may use several nodes, but each worker runs on a single node.
     """
-    num_slots = sum(count_fitting_workers(slots, node) for node in nodes) // slots.num_workers
+    num_slots = count_all_slots(slots, nodes)
     return replace(slots, num_slots=num_slots if sweep.max_concurrent is None else min(num_slots, sweep.max_concurrent))
+
+
+def count_all_slots(slots: Slots, nodes: Iterable[Mapping[str, float]]) -> int:
+    """Count how many trials fit on nodes, even if the user allows fewer."""
+    return sum(count_fitting_workers(slots, node) for node in nodes) // slots.num_workers
 
 
 def count_fitting_workers(slots: Slots, node: Mapping[str, float]) -> int:

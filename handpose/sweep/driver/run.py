@@ -4,7 +4,7 @@ import contextlib
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,21 +28,19 @@ from handpose.sweep.controller.history import History, make_empty_table
 from handpose.sweep.controller.scheduler_and_searcher import make_searcher
 from handpose.sweep.controller.slots import (
     MIN_PROCESS_MB,
-    NodeCapacity,
     Slots,
-    count_fitting_workers,
     count_slots,
     format_memory,
-    recount_slots,
 )
 from handpose.sweep.controller.steering import SteeringChecks
 from handpose.sweep.controller.stopping_rule import make_stopping_rule
+from handpose.sweep.driver.cluster_use import ClusterUse
 from handpose.sweep.driver.intervention_inbox import InterventionInbox
 from handpose.sweep.driver.recorder import Recorder, TrialLog
 from handpose.sweep.driver.resume import SPACE_FOLDER, copy_space
 from handpose.sweep.driver.shutdown import SweepInterruptedError, exit_at_once, handle_interrupts
-from handpose.sweep.execution.autoscaling import NodeRequests, wait_for_node
-from handpose.sweep.execution.nodes import Node, NodeWatcher, list_live_resources, watch_head
+from handpose.sweep.execution.autoscaling import wait_for_node
+from handpose.sweep.execution.nodes import list_live_resources, watch_head
 from handpose.sweep.execution.runtime import limit_cpus, set_ray_environment, start_ray
 from handpose.sweep.execution.storage_access import check_nodes
 from handpose.sweep.execution.tune_bridge import (
@@ -350,25 +348,23 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         view.refresh(table)
         inbox = InterventionInbox(sweep.path, state, show_note=view.show_note)
         inbox.process(at_once=True)  # before the budget is checked: an intervention may raise it
-        nodes = NodeWatcher(_make_node_listener(slots, state, view))
+        use = stack.enter_context(contextlib.closing(ClusterUse(run.cluster, slots, state, view)))
         starts = StartWatch(view.show_note)
         bridge = TuneBridge(
             state,
             sweep,
-            nodes=nodes,
+            nodes=use.nodes,
             starts=starts,
             is_interrupted=is_interrupted,
             needs_report=run.needs_report,
             process_interventions=inbox.process,
             record_utilisation=recorder.add_utilisation,
-            keeps_idle_workers=not run.cluster.autoscale,
+            keeps_idle_workers=use.keeps_idle_workers,
         )
-
-        request_nodes = _make_node_requests(run.cluster, slots, state, view, stack)
 
         def on_every_step() -> None:
             bridge.process_interventions()
-            request_nodes()
+            use.refresh()
             recorder.refresh()
 
         # By default Tune asks a custom searcher for one trial, and for the next one only when that trial has a worker.
@@ -446,54 +442,6 @@ def _raise_open_file_limit() -> None:
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _make_node_listener(slots: Slots, state: SweepController, view: SweepView) -> Callable[[Sequence[Node]], None]:
-    """Return a function that adapts the slots when nodes join or leave, or when the user changes their number."""
-    names_by_id: dict[str, str] | None = None
-
-    def follow(alive: Sequence[Node]) -> None:
-        nonlocal names_by_id
-        fitting = {node.id: node for node in alive if count_fitting_workers(slots, node.resources)}
-        capacity = NodeCapacity.from_nodes(((node.name, node.resources) for node in alive), slots)
-        usable = state.find_usable_nodes(capacity)
-        now = recount_slots(
-            state.history.settings, slots, [node.resources for node in fitting.values() if node.name in usable]
-        )
-        state.resize(now.num_slots, capacity)
-        state.history.table.num_slots = max(1, now.num_slots)
-        if names_by_id is not None:
-            lost = [f"node {name} is gone" for node_id, name in names_by_id.items() if node_id not in fitting]
-            joined = [f"node {node.name} has joined" for node in fitting.values() if node.id not in names_by_id]
-            left = f"{now.num_slots} trials at a time" if fitting else "no node is left; the sweep waits for one"
-            if lost or joined:
-                view.show_note(f"{', '.join([*lost, *joined])}: {left}")
-        names_by_id = {node.id: node.name for node in fitting.values()}
-
-    return follow
-
-
-def _make_node_requests(
-    cluster: RaySettings, slots: Slots, state: SweepController, view: SweepView, stack: contextlib.ExitStack
-) -> Callable[[], None]:
-    """Return a function that requests nodes from the autoscaler for the trials that have no slot.
-
-    The requests are withdrawn when the stack is closed.
-    """
-    if not cluster.autoscale:
-        return lambda: None
-    requests = stack.enter_context(contextlib.closing(NodeRequests(slots)))
-    table = state.history.table
-
-    def request() -> None:
-        before, table.num_requested = table.num_requested, state.count_trials_without_slot()
-        requests.update(table.num_requested)
-        if table.num_requested and not before:
-            view.show_note(f"nodes for {table.num_requested} more at a time are requested from the autoscaler")
-        elif before and not table.num_requested:
-            view.show_note("no more nodes are requested from the autoscaler")
-
-    return request
 
 
 def open_trial_logs(sweep: SweepSettings, table: TrialTable) -> list[TrialLog]:

@@ -65,10 +65,10 @@ def find_actor(actor_id: str) -> ActorLocation:
 
 
 def end_idle_workers(tune_controller: Any) -> None:
-    """End the workers that Tune keeps for later trials, so that their nodes are idle and an autoscaler takes them back.
+    """End the workers that Tune keeps for later trials, so that an autoscaler or another sweep can use their nodes.
 
-    Tune (2.60) ends them only when its searcher has finished, but that knows of a retry until the last trial has ended.
-    Fallback: their nodes stay until the end of the sweep.
+    Tune (2.60) ends them only when its searcher has finished, but until the last trial has ended it may be retried.
+    Fallback: they hold their resources until the end of the sweep.
     """
     with contextlib.suppress(AttributeError):
         tune_controller._cleanup_cached_actors(force_all=True)

@@ -74,7 +74,7 @@ class TuneBridge:
             winner.
         process_interventions: executes the interventions of the user that wait, and returns whether there were some.
         record_utilisation: takes the number of a trial and what it has used, before its report is processed.
-        keeps_idle_workers: whether workers are kept for a later trial although no trial is left for them now.
+        keeps_idle_workers: returns whether idle workers are kept for later trials although none can start now.
 
     Attributes:
         error: the first exception in one of Tune's calls; None: there was none.
@@ -91,7 +91,7 @@ class TuneBridge:
         needs_report: bool = False,
         process_interventions: Callable[[], bool] = lambda: False,
         record_utilisation: Callable[[int, Utilisation], None] = lambda trial, used: None,
-        keeps_idle_workers: bool = True,
+        keeps_idle_workers: Callable[[], bool] = lambda: True,
     ) -> None:
         self.controller = controller
         self.starts = starts
@@ -131,8 +131,8 @@ class TuneBridge:
         self.ask_controller(lambda: self.starts.check(trials, has_slots=self.controller.has_slots), otherwise=None)
 
     def end_idle_workers(self, tune_controller: Any) -> None:
-        """End workers that no trial is left for, if they are not kept."""
-        if not self._keeps_idle_workers and self.controller.has_idle_slots:
+        """End idle workers for which there is no trial now, if they are not kept."""
+        if not self._keeps_idle_workers() and not self.controller.can_start_trials:
             end_idle_workers(tune_controller)
 
     def release_workers(self, segment: TrialSegment) -> None:

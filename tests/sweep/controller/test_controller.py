@@ -441,12 +441,14 @@ def test_trials_without_a_slot_are_those_that_could_run_on_a_larger_cluster(simu
     controller = swept.controller
     swept.fill()
     assert controller.count_trials_without_slot() == 5
-    assert not controller.has_idle_slots
+    assert not controller.can_start_trials
     controller.resize(10, NodeCapacity())
     assert controller.count_trials_without_slot() == 0
-    assert controller.has_idle_slots
+    assert controller.can_start_trials
+    swept.fill()
+    assert not controller.can_start_trials
     swept.run()
-    assert (controller.count_trials_without_slot(), controller.has_idle_slots) == (0, True)
+    assert (controller.count_trials_without_slot(), controller.can_start_trials) == (0, False)
 
 
 def test_no_more_trials_than_the_user_allows_are_counted(simulate):

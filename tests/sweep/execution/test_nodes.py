@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from handpose.sweep.controller.slots import Slots
-from handpose.sweep.driver.run import _make_node_listener
+from handpose.sweep.driver.cluster_use import ClusterUse
 from handpose.sweep.execution import nodes as module
 from handpose.sweep.execution.nodes import Node, NodeWatcher, _get_node_name, _poll_head
+from handpose.sweep.record.settings import RaySettings
 from tests.sweep.simulation import FakeClock
 from tests.sweep.sweeps import make_settings
 
@@ -71,7 +72,7 @@ def test_nodes_that_come_and_go_are_shown_and_slots_counted_where_trials_may_run
     )
     view = SimpleNamespace(show_note=notes.append)
     head = Node("0", "head", {"CPU": 0})  # it has no room for a trial
-    follow = _make_node_listener(Slots(4, 1, 0.0), state, view)
+    follow = ClusterUse(RaySettings(address=None, num_cpus=None), Slots(4, 1, 0.0), state, view)._follow_nodes
     for alive in ([head, ONE], [head, ONE, TWO], [head, TWO], [head]):
         follow(alive)  # gpu2 is set aside
     assert sizes == [(4, {"gpu1": 4}), (4, {"gpu1": 4, "gpu2": 4}), (4, {"gpu2": 4}), (0, {})]
