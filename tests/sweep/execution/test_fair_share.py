@@ -163,7 +163,7 @@ def test_two_sweeps_share_a_cluster_and_the_one_that_is_left_gets_all_of_it():
         try:
             for name in ("head", "node1"):
                 cluster.start(name)
-            long = ClusterDrill(cluster, Path(place) / "long", 60, 1, ["scheduler.grace_period=8"])
+            long = ClusterDrill(cluster, Path(place) / "long", 44, 1, ["scheduler.grace_period=8"])
             long.do("begun", 1, lambda: None)
             short = ClusterDrill(cluster, Path(place) / "short", 6, 1, ["scheduler.grace_period=8"])
             short.finish()
