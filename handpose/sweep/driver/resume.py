@@ -71,6 +71,9 @@ _CHANGEABLE_KEYS = (
     "notify.gap_s",
     "ray.address",
     "ray.num_cpus",
+    "ray.autoscale",
+    "ray.node_timeout_s",
+    "ray.weight",
     "data.root",
 )
 """Keys that may change when a sweep is resumed.
