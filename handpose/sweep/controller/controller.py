@@ -185,12 +185,17 @@ class SweepController:
         return len(self.history.live["running"]) < min(self.count_trials_to_run(), self._num_slots)
 
     def count_trials_to_run(self) -> int:
-        """Count the trials that run or could start now, with any number of slots; paused ones are not counted."""
+        """Count the trials that run or could start now, with any number of slots.
+
+        Paused trials are counted if the scheduler would resume one of them now.
+        """
         history = self.history
         if self.is_closed or history.is_paused:
             return len(history.live["running"])
         num_new = max(0, history.num_trials - len(history.trials)) if history.can_start_trial else 0
         num = len(history.live["running"]) + len(history.live["waiting"]) + num_new
+        if history.live["paused"] and history.choose_trial_to_resume() is not None:
+            num += len(history.live["paused"])
         return min(num, history.settings.max_concurrent or num)
 
     # --- next segment -------------------------------------------------------------------------------------------------

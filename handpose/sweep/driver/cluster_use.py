@@ -14,7 +14,7 @@ from handpose.sweep.controller.slots import (
 )
 from handpose.sweep.execution.autoscaling import NodeRequests
 from handpose.sweep.execution.fair_share import ClusterShare
-from handpose.sweep.execution.nodes import Node, NodeWatcher
+from handpose.sweep.execution.nodes import Node, NodeWatcher, list_live_resources
 from handpose.sweep.record.settings import RaySettings
 
 
@@ -38,10 +38,15 @@ class ClusterUse:
         self._slots, self._state, self._view = slots, state, view
         self._names_by_id: dict[str, str] | None = None
         self._requests = NodeRequests(slots) if cluster.autoscale else None
-        self._share = None if cluster.address is None else ClusterShare(cluster.weight)
-        if self._share is not None:
+        self._share: ClusterShare | None = None
+        if cluster.address is not None and cluster.weight is not None:
+            self._share = ClusterShare(cluster.weight)
+            self._share.num_slots = count_all_slots(slots, list_live_resources())
             self._share.join(state.count_trials_to_run())
         self.nodes = NodeWatcher(self._follow_nodes)
+        if self._share is not None and self._share.part.num_others:
+            self.nodes.refresh(at_once=True)
+            self._show_share(self._share)
 
     def refresh(self) -> None:
         """Follow the sweep's part of the cluster, and request nodes. Call it several times a second."""
@@ -56,10 +61,11 @@ class ClusterUse:
 
     def close(self) -> None:
         """Withdraw the requests, and leave the cluster to the other sweeps."""
-        if self._requests is not None:
-            self._requests.close()
         if self._share is not None:
             self._share.close()
+        if self._requests is not None:
+            self._state.history.table.num_requested = 0
+            self._requests.close()
 
     def _follow_nodes(self, alive: Sequence[Node]) -> None:
         state, slots = self._state, self._slots
@@ -87,15 +93,18 @@ class ClusterUse:
         if not share.refresh(self._state.count_trials_to_run()):
             return
         self.nodes.notify()
-        if (num := share.part.num_others) != before:
-            others = "another sweep uses" if num == 1 else f"{num} other sweeps use" if num else "no other sweep uses"
-            own = self._state.history.table.num_slots
-            self._view.show_note(f"{others} the cluster: {own} of {share.num_slots} trials at a time")
+        if share.part.num_others != before:
+            self._show_share(share)
+
+    def _show_share(self, share: ClusterShare) -> None:
+        num, own = share.part.num_others, self._state.history.table.num_slots
+        others = "another sweep uses" if num == 1 else f"{num} other sweeps use" if num else "no other sweep uses"
+        self._view.show_note(f"{others} the cluster: {own} of {share.num_slots} trials at a time")
 
     def _request_nodes(self, requests: NodeRequests) -> None:
         table = self._state.history.table
-        before, table.num_requested = table.num_requested, self._state.count_trials_without_slot()
-        requests.update(table.num_requested)
+        before = table.num_requested
+        table.num_requested = requests.update(self._state.count_trials_without_slot())
         if table.num_requested and not before:
             self._view.show_note(f"nodes for {table.num_requested} more at a time are requested from the autoscaler")
         elif before and not table.num_requested:

@@ -3,15 +3,17 @@
 An autoscaler starts nodes for what waits: a placement group that does not fit. A sweep sends only as many trials as
 fit, so nothing of it ever waits. `NodeRequests` therefore keeps placement groups of its own that wait, one for each
 further trial that could run. As soon as one gets its place, it is removed, and a trial takes the place. Without
-requests the autoscaler takes idle nodes back.
+requests the autoscaler takes idle nodes back. Requests contain no memory, because types of nodes need not state theirs.
 
 `ray.autoscaler.sdk.request_resources` is not used: each call replaces the requests of all other programs on the
 cluster, and what it asks for stays when the program is killed. Placement groups end with the program that made them.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from handpose.errors import UserError
@@ -21,6 +23,8 @@ from handpose.sweep.record.settings import RaySettings, SweepSettings
 _MAX_REQUESTS = 100
 """Largest number of placement groups that wait; when nodes have joined, there are new ones."""
 _EVERY_S = 1.0
+_AFTER_PLACED_S = 5.0
+"""Seconds until new requests after one got its place: as long as it takes until the new node is counted."""
 
 
 class NodeRequests:
@@ -38,19 +42,29 @@ class NodeRequests:
         self._clock = clock
         self._next_update = 0.0
 
-    def update(self, num_wanted: int) -> None:
+    def update(self, num_wanted: int) -> int:
         """Let this many requests wait from now on. It has an effect at most once a second.
 
         Args:
             num_wanted: number of trials that could run in addition to those that have a slot.
+
+        Returns:
+            The number of requests that wait.
         """
         if self._clock() < self._next_update:
-            return
+            return len(self._waiting)
         self._next_update = self._clock() + _EVERY_S
+        with contextlib.suppress(RayError):  # the next call tries again
+            self._replace_requests(num_wanted)
+        return len(self._waiting)
+
+    def _replace_requests(self, num_wanted: int) -> None:
         waiting: list[PlacementGroup] = []
         placed: list[PlacementGroup] = []
         for group in self._waiting:
-            (waiting if placement_group_table(group)["state"] == "PENDING" else placed).append(group)
+            (waiting if placement_group_table(group).get("state") == "PENDING" else placed).append(group)
+        if placed:
+            self._next_update += _AFTER_PLACED_S - _EVERY_S
         num_wanted = min(max(num_wanted, 0), _MAX_REQUESTS)
         for group in [*placed, *waiting[num_wanted:]]:
             remove_placement_group(group)
@@ -59,8 +73,9 @@ class NodeRequests:
 
     def close(self) -> None:
         """Withdraw all requests."""
-        for group in self._waiting:
-            remove_placement_group(group)
+        with contextlib.suppress(RayError):  # without the cluster they are gone, too
+            for group in self._waiting:
+                remove_placement_group(group)
         self._waiting = []
 
 

@@ -21,9 +21,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 _NAME, _NAMESPACE = "sweeps", "handpose_fair_share_1"
 """The number is that of the messages: versions that differ in them do not share."""
 _EVERY_S = 2.0
-_FORGOTTEN_AFTER_S = 15.0
+_FORGOTTEN_AFTER_S = 60.0
 """Seconds after which a sweep that says nothing, because its process was killed, has no part any more."""
 _TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 30.0
+_RESTART_S = 3 * _EVERY_S
+"""Seconds in which an actor that was started again may not know all sweeps yet."""
+_ERRORS = (RayError, ValueError, ConnectionError)
+"""What Ray raises if the actor ends just now, or its client has lost the connection."""
 
 
 class Part(NamedTuple):
@@ -111,7 +116,7 @@ def divide_fairly(wanted: Mapping[str, float], weights: Mapping[str, float]) -> 
 
 
 class ClusterShare:
-    """The part of the cluster that this sweep may use. If Ray cannot tell it, that is the whole cluster.
+    """The part of the cluster that this sweep may use: the whole, until Ray has told it.
 
     Args:
         weight: weight of this sweep.
@@ -138,6 +143,8 @@ class ClusterShare:
         self._keeper: Any = None
         self._answer: Any = None
         self._next_update = 0.0
+        self._asked_at = 0.0
+        self._trusted_from = 0.0
 
     def join(self, num_trials: int) -> None:
         """Say that the sweep begins, and wait some seconds for its part."""
@@ -155,25 +162,29 @@ class ClusterShare:
         Returns:
             Whether the part has changed.
         """
-        before = self.part
+        before, now = self.part, self._clock()
         try:
             if self._answer is not None and ray.wait([self._answer], timeout=0.0)[0]:
                 answer, self._answer = self._answer, None
-                self.part = ray.get(answer)
-            if self._answer is None and self._clock() >= self._next_update:
-                self._next_update = self._clock() + _EVERY_S
+                part = ray.get(answer)
+                if now >= self._trusted_from:
+                    self.part = part
+            if self._answer is not None and now - self._asked_at > _ANSWER_TIMEOUT_S:
+                self._keeper, self._answer = None, None
+            if self._answer is None and now >= self._next_update:
+                self._next_update, self._asked_at = now + _EVERY_S, now
                 self._keeper = self._keeper or self._find_keeper()
-                wanted = min(1.0, num_trials / max(self.num_slots, 1))
+                wanted = min(1.0, num_trials / self.num_slots) if self.num_slots else 0.0
                 self._answer = self._keeper.update.remote(self._name, self._weight, wanted)
-        except RayError:  # its node is gone: it is started again on another one
-            self._keeper, self._answer, self.part = None, None, Part()
+        except _ERRORS:  # its node is gone: it is started again on another one
+            self._keeper, self._answer, self._trusted_from = None, None, now + _RESTART_S
         return self.part != before
 
     def close(self) -> None:
         """Give the part to the others at once."""
         if self._keeper is None:
             return
-        with contextlib.suppress(RayError, GetTimeoutError):
+        with contextlib.suppress(*_ERRORS, GetTimeoutError):
             if not ray.get(self._keeper.leave.remote(self._name), timeout=_TIMEOUT_S):
                 ray.kill(self._keeper)  # a sweep that begins just now starts it again
         self._keeper = None

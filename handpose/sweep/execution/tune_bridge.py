@@ -293,8 +293,9 @@ class BridgeScheduler(FIFOScheduler):
         """
         nodes, limit_s = self._bridge.nodes, self._bridge.hang_timeout_s
         nodes.refresh()
-        self._bridge.end_idle_workers(tune_controller)
         live = list(tune_controller.get_live_trials())
+        if not any(trial.status == Trial.PENDING for trial in live):  # which an idle worker would train
+            self._bridge.end_idle_workers(tune_controller)
         self._bridge.check_start(live)
         for trial in live:
             if self._bridge.controller.is_abandoned(get_segment(trial)):

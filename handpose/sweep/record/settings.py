@@ -294,11 +294,12 @@ class RaySettings:
         autoscale: whether nodes are requested from the autoscaler of the cluster, for as many trials as can run at a
             time.
         node_timeout_s: with autoscale, how many seconds to wait for the first node on which a trial fits.
-        weight: sweeps that run on the cluster at the same time use parts of it that are proportional to their weights.
+        weight: sweeps with a weight that run on the cluster at the same time divide it in proportion to their weights;
+            None: this sweep uses all that is free.
     """
 
     address: str | None
     num_cpus: _Count | None
     autoscale: bool = False
     node_timeout_s: _Amount = 1800.0
-    weight: _Amount = 1.0
+    weight: _Amount | None = None

@@ -69,7 +69,7 @@ def test_a_sweep_that_ends_or_says_nothing_any_more_has_no_part():
     assert keeper.leave("a") == 1
     assert keeper.update("b", 1.0, 1.0) == Part(1.0, True, 0)
     keeper.update("c", 1.0, 1.0)
-    clock.now = 16.0  # the process of c was killed
+    clock.now = 61.0  # the process of c was killed
     assert keeper.update("b", 1.0, 1.0) == Part(1.0, True, 0)
 
 
@@ -80,7 +80,7 @@ class FakeKeeper:
         self.is_quick, self.is_dead, self.asked, self.left = True, False, [], 1
         self.update = SimpleNamespace(remote=self.ask)
         self.leave = SimpleNamespace(remote=lambda name: "left")
-        self.killed = []
+        self.killed, self.part = [], Part(0.5, False, 1)
         monkeypatch.setattr(fair_share.ray, "wait", lambda refs, timeout: (refs if self.is_quick else [], []))
         monkeypatch.setattr(fair_share.ray, "get", self.answer)
         monkeypatch.setattr(fair_share.ray, "kill", self.killed.append)
@@ -92,7 +92,7 @@ class FakeKeeper:
     def answer(self, ref, timeout=None):
         if self.is_dead:
             raise ActorDiedError
-        return self.left if ref == "left" else Part(0.5, False, 1)
+        return self.left if ref == "left" else self.part
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_slow_answer_is_not_waited_for(keeper):
     share = make_share(keeper, lambda: clock.now)
     keeper.is_quick = False
     assert not share.refresh(80)
-    clock.now = 100.0
+    clock.now = 20.0
     assert not share.refresh(80)
     assert share.part == Part()
     assert keeper.asked == [(2.0, 1.0)]
@@ -128,7 +128,7 @@ def test_a_slow_answer_is_not_waited_for(keeper):
     assert share.part == Part(0.5, False, 1)
 
 
-def test_without_the_actor_a_sweep_uses_the_whole_cluster_and_looks_for_another_one(keeper):
+def test_an_actor_that_is_lost_is_started_again_and_believed_only_when_it_knows_all_sweeps(keeper):
     clock = SimpleNamespace(now=1.0)
     share = make_share(keeper, lambda: clock.now)
     share.join(8)
@@ -136,11 +136,27 @@ def test_without_the_actor_a_sweep_uses_the_whole_cluster_and_looks_for_another_
     clock.now = 10.0
     share.refresh(8)
     share.refresh(8)
-    assert share.part == Part()
-    keeper.is_dead = False
-    clock.now = 20.0
-    share.join(8)
     assert share.part == Part(0.5, False, 1)
+    keeper.is_dead, keeper.part = False, Part(1.0, True, 0)
+    for clock.now, part in ((12.5, Part(0.5, False, 1)), (20.0, Part(1.0, True, 0))):
+        share.join(8)
+        assert share.part == part
+
+
+def test_an_answer_that_never_comes_is_given_up(keeper):
+    clock = SimpleNamespace(now=1.0)
+    share = make_share(keeper, lambda: clock.now)
+    keeper.is_quick = False
+    for clock.now in (1.0, 20.0, 32.0):
+        share.refresh(8)
+    assert len(keeper.asked) == 2
+
+
+def test_a_sweep_that_has_no_slot_wants_nothing(keeper):
+    share = make_share(keeper)
+    share.num_slots = 0
+    share.join(8)
+    assert keeper.asked == [(2.0, 0.0)]
 
 
 def test_the_last_sweep_ends_the_actor(keeper):
@@ -163,13 +179,14 @@ def test_two_sweeps_share_a_cluster_and_the_one_that_is_left_gets_all_of_it():
         try:
             for name in ("head", "node1"):
                 cluster.start(name)
-            long = ClusterDrill(cluster, Path(place) / "long", 44, 1, ["scheduler.grace_period=8"])
+            long = ClusterDrill(cluster, Path(place) / "long", 44, 1, ["scheduler.grace_period=8", "ray.weight=1"])
             long.do("begun", 1, lambda: None)
-            short = ClusterDrill(cluster, Path(place) / "short", 6, 1, ["scheduler.grace_period=8"])
+            short = ClusterDrill(cluster, Path(place) / "short", 6, 1, ["scheduler.grace_period=8", "ray.weight=1"])
             short.finish()
             long.finish()
             told, other = long.log(), short.log()
             assert "another sweep uses the cluster: 2 of 4 trials at a time" in told
+            assert "another sweep uses the cluster: 2 of 4 trials at a time" in other
             assert "no other sweep uses the cluster: 4 of 4 trials at a time" in told
             assert count_most_at_a_time(long.events()) == 4
             assert count_most_at_a_time(short.events()) == 2, other

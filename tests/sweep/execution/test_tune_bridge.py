@@ -53,7 +53,7 @@ def scheduler():
         hang_timeout_s=60.0,
         controller=fits,
         check_start=lambda trials: None,
-        end_idle_workers=lambda tune_controller: None,
+        end_idle_workers=lambda tune_controller: tune_controller.ended.append("idle workers"),
     )
     return BridgeScheduler(bridge), alive, taken_back
 
@@ -74,12 +74,25 @@ def test_what_waits_for_nodes_that_are_gone_is_taken_back(scheduler):
         make_trial(Trial.PENDING, []),
         make_trial(Trial.RUNNING, ["1"]),
     )
-    controller = SimpleNamespace(get_live_trials=lambda: [waiting, free, running], stop_trial=taken_back.append)
+    controller = SimpleNamespace(
+        get_live_trials=lambda: [waiting, free, running], stop_trial=taken_back.append, ended=[]
+    )
     scheduler.choose_trial_to_run(controller)
     assert taken_back == []
     alive.pop()
     scheduler.choose_trial_to_run(controller)
     assert taken_back == [waiting]
+
+
+def test_idle_workers_are_not_ended_while_a_trial_waits_that_one_of_them_will_train(scheduler):
+    scheduler, _, _ = scheduler
+    waiting, running = make_trial(Trial.PENDING, []), make_trial(Trial.RUNNING, ["2"])
+    controller = SimpleNamespace(get_live_trials=lambda: [waiting, running], ended=[])
+    scheduler.choose_trial_to_run(controller)
+    assert controller.ended == []
+    controller.get_live_trials = lambda: [running]
+    scheduler.choose_trial_to_run(controller)
+    assert controller.ended == ["idle workers"]
 
 
 def test_a_worker_that_says_nothing_for_too_long_is_ended_once(scheduler, monkeypatch):
@@ -88,7 +101,7 @@ def test_a_worker_that_says_nothing_for_too_long_is_ended_once(scheduler, monkey
     monkeypatch.setattr("handpose.sweep.execution.tune_bridge.ray.kill", ended.append)
     hanging, other = make_trial(Trial.RUNNING, [], silent_s=61.0), make_trial(Trial.RUNNING, ["2"], silent_s=59.0)
     for _ in range(2):
-        scheduler.choose_trial_to_run(SimpleNamespace(get_live_trials=lambda: [hanging, other]))
+        scheduler.choose_trial_to_run(SimpleNamespace(get_live_trials=lambda: [hanging, other], ended=[]))
     assert ended == [hanging.temporary_state.ray_actor]
 
 
@@ -101,7 +114,7 @@ def test_a_worker_whose_trial_the_user_has_stopped_may_report_once_more_and_is_k
     for name, trial in (("a", running), ("b", waiting), ("c", other)):
         trial.trial_id = name
     scheduler._bridge.controller.abandoned += [get_segment(running), get_segment(waiting)]
-    controller = SimpleNamespace(get_live_trials=lambda: [running, other], stop_trial=taken_back.append)
+    controller = SimpleNamespace(get_live_trials=lambda: [running, other], stop_trial=taken_back.append, ended=[])
     scheduler.choose_trial_to_run(controller)
     now[0] += 9.0
     scheduler.choose_trial_to_run(controller)
