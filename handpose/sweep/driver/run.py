@@ -332,14 +332,13 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         handle_interrupts(sweep, must_end) as is_interrupted,
         contextlib.ExitStack() as stack,
     ):
-        logs = open_trial_logs(sweep, table)
         recorder = Recorder(
             table,
             folder=sweep.path,
             retention=retention,
             refresh_times=state.refresh_times,
             view=view,
-            logs=logs,
+            logs=open_trial_logs(sweep, table),
             notifier=run.notifier,
         )
         recorder.restore(state.past_events)
@@ -349,12 +348,11 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         inbox = InterventionInbox(sweep.path, state, show_note=view.show_note)
         inbox.process(at_once=True)  # before the budget is checked: an intervention may raise it
         use = stack.enter_context(contextlib.closing(ClusterUse(run.cluster, slots, state, view)))
-        starts = StartWatch(view.show_note)
         bridge = TuneBridge(
             state,
             sweep,
             nodes=use.nodes,
-            starts=starts,
+            starts=StartWatch(view.show_note),
             is_interrupted=is_interrupted,
             needs_report=run.needs_report,
             process_interventions=inbox.process,
