@@ -48,8 +48,8 @@ class CurveSampler(BaseSampler):
     """Proposes the configuration whose training is worth most (`handpose.search.curve_worth`).
 
     It learns from complete, stopped, paused and running trials. A trial that failed or was infeasible tells only that
-    similar ones may be, too. The candidates are random configurations, changed ones
-    of the trials that are expected to end best, and, in a few rounds, changed ones of the best candidates so far.
+    similar ones may be, too. The candidates are random configurations, changed ones of the trials that are expected to
+    end best, and, in a few rounds, changed ones of the best candidates so far.
 
     Args:
         pool: draws the candidates from the search space.

@@ -30,7 +30,6 @@ from handpose.sweep.controller.steering import SteeringChecks
 from handpose.sweep.driver.resume import SweepTask, check_fingerprint, make_sweep_record, save_budgets
 from handpose.sweep.driver.run import SweepRun, describe_spent_budget, run_preflight_alone, run_sweep
 from handpose.sweep.execution.autoscaling import wait_for_node
-from handpose.sweep.execution.nodes import list_live_resources
 from handpose.sweep.execution.retrain_nodes import RetrainNodes, find_retrain_nodes
 from handpose.sweep.execution.runtime import set_ray_environment, start_ray
 from handpose.sweep.preflight.checks import (
@@ -219,7 +218,7 @@ class SweepPlan:
             with contextlib.suppress(UserError):  # without the cluster, this machine retrains the winner
                 stack.enter_context(set_ray_environment())
                 stack.enter_context(start_ray(self.cluster))
-                wait_for_node(sweep, self.cluster, list_live_resources, print_line=partial(print, flush=True))
+                wait_for_node(sweep, self.cluster)
                 quarantined = find_quarantined_nodes(read_events(sweep.path / EVENTS_FILE))
                 retrain_nodes = find_retrain_nodes(
                     sweep, devices=sweep.retrain_devices, batch_size=batch_size, excluded_nodes=quarantined

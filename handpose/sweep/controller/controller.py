@@ -182,7 +182,8 @@ class SweepController:
     @property
     def can_start_trials(self) -> bool:
         """Whether a slot is free for a trial that could run now."""
-        return len(self.history.live["running"]) < min(self.count_trials_to_run(), self._num_slots)
+        num_running = len(self.history.live["running"])
+        return num_running < self._num_slots and num_running < self.count_trials_to_run()  # the count may cost time
 
     def count_trials_to_run(self) -> int:
         """Count the trials that run or could start now, with any number of slots.

@@ -181,10 +181,7 @@ def _prepare(run: SweepRun, stack: contextlib.ExitStack) -> Slots:
         run.on_resume()
         run.on_lock()
         process_mb = read_process_mb(folder)
-    stack.enter_context(set_ray_environment())
-    stack.enter_context(start_ray(limit_cpus(run.cluster, sweep)))  # before any file is made: it may not answer
-    wait_for_node(sweep, run.cluster, list_live_resources, print_line=partial(print, flush=True))
-    check_nodes(sweep)
+    _start_cluster(stack, run.cluster, sweep)  # before any file is made: it may not answer
     slots = count_slots(sweep, list_live_resources(), process_mb=process_mb)
     is_estimate = process_mb == MIN_PROCESS_MB and sweep.preflight == "off"  # otherwise the preflight prints it
     if (is_resumed or is_estimate) and (line := format_memory(sweep, slots, list_live_resources())):
@@ -195,6 +192,14 @@ def _prepare(run: SweepRun, stack: contextlib.ExitStack) -> Slots:
         _write_description(folder, run.space, {**run.description, PROCESS_MB: round(slots.process_mb)})
         run.on_lock()
     return slots
+
+
+def _start_cluster(stack: contextlib.ExitStack, cluster: RaySettings, sweep: SweepSettings) -> None:
+    """Start or join Ray until the stack is closed, with at least one node for a trial, and check its nodes."""
+    stack.enter_context(set_ray_environment())
+    stack.enter_context(start_ray(limit_cpus(cluster, sweep)))
+    wait_for_node(sweep, cluster)
+    check_nodes(sweep)
 
 
 def _search(run: SweepRun, slots: Slots) -> TrialTable:
@@ -261,10 +266,7 @@ def run_preflight_alone(
         The slots that the preflight returns.
     """
     with contextlib.ExitStack() as started:
-        started.enter_context(set_ray_environment())
-        started.enter_context(start_ray(limit_cpus(cluster, sweep)))
-        wait_for_node(sweep, cluster, list_live_resources, print_line=partial(print, flush=True))
-        check_nodes(sweep)
+        _start_cluster(started, cluster, sweep)
         slots = preflight(count_slots(sweep, list_live_resources()))
         if stack is not None:
             stack.enter_context(started.pop_all())
@@ -326,12 +328,7 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
     table.checkpoint_budget_bytes = retention.budget_bytes
     view = _make_view(run, state)
     _raise_open_file_limit()
-    with (
-        _add_resume_command(sweep),
-        contextlib.closing(view),
-        handle_interrupts(sweep, must_end) as is_interrupted,
-        contextlib.ExitStack() as stack,
-    ):
+    with _add_resume_command(sweep), contextlib.closing(view), handle_interrupts(sweep, must_end) as is_interrupted:
         recorder = Recorder(
             table,
             folder=sweep.path,
@@ -347,7 +344,7 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         view.refresh(table)
         inbox = InterventionInbox(sweep.path, state, show_note=view.show_note)
         inbox.process(at_once=True)  # before the budget is checked: an intervention may raise it
-        use = stack.enter_context(contextlib.closing(ClusterUse(run.cluster, slots, state, view)))
+        use = ClusterUse(run.cluster, slots, state, view)
         bridge = TuneBridge(
             state,
             sweep,
@@ -370,6 +367,7 @@ def _run_trials(run: SweepRun, slots: Slots, state: SweepController) -> None:
         with (
             watch_head(partial(_end_without_ray, run), is_ending=is_interrupted),
             set_ray_environment(TUNE_MAX_PENDING_TRIALS_PG=_UNLIMITED),
+            contextlib.closing(use),
         ):
             run_tuner(build_tuner(sweep, slots, bridge, run.trial_function, every_step=on_every_step), bridge)
         if not is_interrupted():

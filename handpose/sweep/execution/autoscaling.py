@@ -12,12 +12,14 @@ cluster, and what it asks for stays when the program is killed. Placement groups
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from handpose.errors import UserError
 from handpose.sweep.controller.slots import Slots, recount_slots
+from handpose.sweep.execution.nodes import list_live_resources
 from handpose.sweep.record.settings import RaySettings, SweepSettings
 
 _MAX_REQUESTS = 100
@@ -25,6 +27,7 @@ _MAX_REQUESTS = 100
 _EVERY_S = 1.0
 _AFTER_PLACED_S = 5.0
 """Seconds until new requests after one got its place: as long as it takes until the new node is counted."""
+_print_line = partial(print, flush=True)
 
 
 class NodeRequests:
@@ -82,9 +85,9 @@ class NodeRequests:
 def wait_for_node(
     sweep: SweepSettings,
     cluster: RaySettings,
-    list_nodes: Callable[[], Sequence[Mapping[str, float]]],
     *,
-    print_line: Callable[[str], None],
+    list_nodes: Callable[[], Sequence[Mapping[str, float]]] = list_live_resources,
+    print_line: Callable[[str], None] = _print_line,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:

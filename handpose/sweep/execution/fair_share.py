@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _NAME, _NAMESPACE = "sweeps", "handpose_fair_share_1"
@@ -184,7 +184,7 @@ class ClusterShare:
         """Give the part to the others at once."""
         if self._keeper is None:
             return
-        with contextlib.suppress(*_ERRORS, GetTimeoutError):
+        with contextlib.suppress(*_ERRORS):
             if not ray.get(self._keeper.leave.remote(self._name), timeout=_TIMEOUT_S):
                 ray.kill(self._keeper)  # a sweep that begins just now starts it again
         self._keeper = None

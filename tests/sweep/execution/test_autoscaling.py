@@ -74,7 +74,9 @@ def wait(ray, sweep, nodes_at, **changes):
     """Wait with the nodes that a function of the time lists. Returns the lines that were printed."""
     lines = []
     cluster = RaySettings(address="auto", num_cpus=None, **{"autoscale": True, "node_timeout_s": 60.0, **changes})
-    wait_for_node(sweep, cluster, lambda: nodes_at(ray.now), print_line=lines.append, sleep=ray.sleep, clock=ray.clock)
+    wait_for_node(
+        sweep, cluster, list_nodes=lambda: nodes_at(ray.now), print_line=lines.append, sleep=ray.sleep, clock=ray.clock
+    )
     return lines
 
 
